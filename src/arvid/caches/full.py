@@ -1,0 +1,14 @@
+"""The full past: everything that was ever committed is on view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Full:
+    """Every committed frame."""
+
+    def visible(self, committed: tuple[int, ...], start: int) -> tuple[int, ...]:
+        """All frames before `start`."""
+        return tuple(frame for frame in committed if frame < start)

@@ -1,0 +1,22 @@
+"""A sliding window: the most recent frames, and optionally the first ones for good (attention sink)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Window:
+    """The last `frames` latent frames before a block, and the first `sink` frames of the video (StreamingLLM,
+    2309.17453; LongLive). The block itself is not counted."""
+
+    frames: int
+    sink: int = 0
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or self.sink < 0:
+            raise ValueError(f"window of {self.frames} frames with sink {self.sink}; needs frames >= 1 and sink >= 0")
+
+    def visible(self, committed: tuple[int, ...], start: int) -> tuple[int, ...]:
+        """Frames in [start - frames, start) and below `sink`."""
+        return tuple(f for f in committed if f < start and (f >= start - self.frames or f < self.sink))

@@ -1,0 +1,24 @@
+"""Sizes of the Wan family: the published ones and the embedded pair."""
+
+from __future__ import annotations
+
+from arvid.models.wan.transformer import WanConfig
+
+WAN_1_3B = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
+WAN_14B = WanConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
+EMBEDDED_TARGET = WanConfig(dim=256, ffn_dim=1024, num_heads=4, num_layers=10, text_dim=128, text_len=48)
+EMBEDDED_DRAFTER = WanConfig(dim=192, ffn_dim=768, num_heads=3, num_layers=2, text_dim=128, text_len=48)
+
+PRESETS = {
+    "wan-1.3b": WAN_1_3B,
+    "wan-14b": WAN_14B,
+    "embedded-target": EMBEDDED_TARGET,
+    "embedded-drafter": EMBEDDED_DRAFTER,
+}
+
+
+def flops_per_token(config: WanConfig, keys: int) -> int:
+    """Multiply-adds times two of one transformer pass per query token that reads `keys` tokens, text keys cached."""
+    linear = 4 * config.dim**2 + 2 * config.dim**2 + 2 * config.dim * config.ffn_dim
+    attention = 2 * config.dim * (keys + config.text_len)
+    return 2 * config.num_layers * (linear + attention)

@@ -1,0 +1,285 @@
+"""The causal Wan transformer: flow of a block of latent frames, given noise levels, text and a view of the past.
+
+Knows: the architecture of Wan 2.1 as causal models use it (Self-Forcing, CausVid, Krea). Does not know: which past is
+kept (it reads a View and returns the keys and values a Past may keep, unrotated), nor schedules or steps.
+Parameter names are those of the original weights, so that a checkpoint needs no translation.
+
+Legend: B batch, T frames, C latent channels, H W latent sides, P tokens per frame, L = T P tokens, D width,
+N heads, E head size. Every frame has a noise level of its own; modulation is applied per frame, not per token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from arvid.layers.attention import attend
+from arvid.layers.norms import RMSNorm, plain_norm
+from arvid.layers.rope import angles, rotate
+from arvid.types import Condition, Estimate, Memory, Span, View
+
+TRAIN_STEPS = 1000
+CONTEXTS_KEPT = 4
+
+
+@dataclass(frozen=True)
+class WanConfig:
+    """Sizes of a causal Wan transformer, in the words of the original constructor."""
+
+    dim: int
+    ffn_dim: int
+    num_heads: int
+    num_layers: int
+    text_dim: int = 4096
+    text_len: int = 512
+    in_dim: int = 16
+    out_dim: int = 16
+    freq_dim: int = 256
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
+            raise ValueError(
+                f"width {self.dim} does not give {self.num_heads} heads of even size; choose a multiple of 2 x heads"
+            )
+        if self.patch_size[0] != 1:
+            raise ValueError(f"patch {self.patch_size} joins {self.patch_size[0]} frames; a causal model needs 1")
+
+
+EPS = 1e-6
+
+
+class SelfAttention(nn.Module):
+    """Attention of a block's tokens to the past on view and to themselves."""
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        self.heads = config.num_heads
+        self.q = nn.Linear(config.dim, config.dim)
+        self.k = nn.Linear(config.dim, config.dim)
+        self.v = nn.Linear(config.dim, config.dim)
+        self.o = nn.Linear(config.dim, config.dim)
+        self.norm_q = RMSNorm(config.dim, EPS)
+        self.norm_k = RMSNorm(config.dim, EPS)
+
+    def forward(self, x_BLD: Tensor, layer: int, reading: Reading) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Output [B, L, D], and the block's unrotated keys and values [B, L, N, E]."""
+        split = (self.heads, -1)
+        q = self.norm_q(self.q(x_BLD)).unflatten(-1, split)
+        k = self.norm_k(self.k(x_BLD)).unflatten(-1, split)
+        v = self.v(x_BLD).unflatten(-1, split)
+        keys, values = rotate(k, reading.angles_LED), v
+        past = reading.view.read(layer, reading.rotate_past)
+        if past is not None:
+            keys, values = torch.cat([past[0], keys], 1), torch.cat([past[1], v], 1)
+        out = attend(rotate(q, reading.angles_LED), keys, values, reading.mask_LM)
+        return self.o(out.flatten(2)), (k, v)
+
+
+class CrossAttention(nn.Module):
+    """Attention of a block's tokens to the text, whose keys and values are made once per prompt."""
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        self.heads = config.num_heads
+        self.q = nn.Linear(config.dim, config.dim)
+        self.k = nn.Linear(config.dim, config.dim)
+        self.v = nn.Linear(config.dim, config.dim)
+        self.o = nn.Linear(config.dim, config.dim)
+        self.norm_q = RMSNorm(config.dim, EPS)
+        self.norm_k = RMSNorm(config.dim, EPS)
+
+    def read_text(self, text_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, S, N, E] of an embedded prompt."""
+        split = (self.heads, -1)
+        return self.norm_k(self.k(text_BSD)).unflatten(-1, split), self.v(text_BSD).unflatten(-1, split)
+
+    def forward(self, x_BLD: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
+        """Output [B, L, D]."""
+        q = self.norm_q(self.q(x_BLD)).unflatten(-1, (self.heads, -1))
+        return self.o(attend(q, *text).flatten(2))
+
+
+class WanBlock(nn.Module):
+    """Modulated self-attention, text cross-attention, modulated feed-forward."""
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(config)
+        self.cross_attn = CrossAttention(config)
+        self.norm3 = nn.LayerNorm(config.dim, EPS)
+        self.ffn = nn.Sequential(
+            nn.Linear(config.dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, config.dim)
+        )
+        self.modulation = nn.Parameter(torch.randn(1, 6, config.dim) / math.sqrt(config.dim))
+
+    def forward(
+        self, x_BTPD: Tensor, time_BT6D: Tensor, text: tuple[Tensor, Tensor], layer: int, reading: Reading
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The residual stream (fp32) and what the past would need of these frames."""
+        dtype, frames = self.self_attn.q.weight.dtype, x_BTPD.shape[1]
+        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + time_BT6D.float()).unsqueeze(3).unbind(2)
+        h = (plain_norm(x_BTPD, EPS) * (1 + scale1) + shift1).to(dtype)
+        y, memory = self.self_attn(h.flatten(1, 2), layer, reading)
+        x_BTPD = x_BTPD + y.unflatten(1, (frames, -1)) * gate1
+        h = nn.functional.layer_norm(x_BTPD, x_BTPD.shape[-1:], self.norm3.weight.float(), self.norm3.bias.float(), EPS)
+        x_BTPD = x_BTPD + self.cross_attn(h.to(dtype).flatten(1, 2), text).unflatten(1, (frames, -1))
+        h = (plain_norm(x_BTPD, EPS) * (1 + scale2) + shift2).to(dtype)
+        return x_BTPD + self.ffn(h) * gate2, memory
+
+
+class Head(nn.Module):
+    """Modulated projection of tokens to patches of flow."""
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        self.head = nn.Linear(config.dim, config.out_dim * math.prod(config.patch_size))
+        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / math.sqrt(config.dim))
+
+    def forward(self, x_BTPD: Tensor, time_BTD: Tensor) -> Tensor:
+        """[B, T, P, patch values]."""
+        shift, scale = (self.modulation + time_BTD.float().unsqueeze(2)).unsqueeze(3).unbind(2)
+        return self.head((plain_norm(x_BTPD, EPS) * (1 + scale) + shift).to(self.head.weight.dtype))
+
+
+class Reading:
+    """What the attention layers of one pass share: the view, the angles of the block, the token mask."""
+
+    def __init__(self, view: View, frames: tuple[int, ...], grid: tuple[int, int], head_size: int, x: Tensor) -> None:
+        self.view = view
+        self._grid, self._head_size, self._device = grid, head_size, x.device
+        self.angles_LED = angles(frames, *grid, head_size, x.device)
+        mask = view.mask(frames)
+        tokens = grid[0] * grid[1]
+        self.mask_LM = (
+            None if mask is None else mask.to(x.device).repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
+        )
+
+    def rotate_past(self, keys_BLHD: Tensor, frames: tuple[int, ...]) -> Tensor:
+        """Keys of whole past frames, rotated to their own positions."""
+        return rotate(keys_BLHD, angles(frames, *self._grid, self._head_size, self._device))
+
+
+Context = tuple[tuple[Tensor, Tensor], ...]
+"""Text keys and values per layer."""
+
+
+class CausalWan(nn.Module):
+    """A `Denoiser` (see `arvid.types`)."""
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        self.patch_embedding = nn.Conv3d(config.in_dim, dim, config.patch_size, config.patch_size)
+        self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
+        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(WanBlock(config) for _ in range(config.num_layers))
+        self.head = Head(config)
+        self._contexts: OrderedDict[int, tuple[Condition, Context]] = OrderedDict()
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The configuration as plain data, enough to build the model again."""
+        return asdict(self.config)
+
+    @property
+    def parameters_count(self) -> int:
+        """Number of weights."""
+        return sum(p.numel() for p in self.parameters())
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Weights for training from nothing: Xavier matrices, gates and output near zero."""
+        for name, p in self.named_parameters():
+            if name.endswith("modulation"):
+                nn.init.normal_(p, 0.0, self.config.dim**-0.5, generator=generator)
+            elif p.ndim >= 2:
+                nn.init.xavier_uniform_(p.view(p.shape[0], -1), generator=generator)
+            elif "norm" not in name:
+                nn.init.zeros_(p)
+        nn.init.zeros_(self.head.head.weight)
+
+    def read_text(self, text_BSD: Tensor) -> Context:
+        """Cross-attention keys and values of an embedded prompt [B, S, text_dim], one pair per layer.
+
+        Raises ValueError when the embedding's width is not the model's text width.
+        """
+        if text_BSD.shape[-1] != self.config.text_dim:
+            raise ValueError(
+                f"text embedding has width {text_BSD.shape[-1]}, this model expects {self.config.text_dim}; "
+                "use the text encoder the model was trained with"
+            )
+        text = self.text_embedding(text_BSD.to(self.text_embedding[0].weight.dtype))
+        return tuple(block.cross_attn.read_text(text) for block in self._blocks())
+
+    def _blocks(self) -> list[WanBlock]:
+        return [block for block in self.blocks if isinstance(block, WanBlock)]
+
+    def context(self, condition: Condition) -> Context:
+        """`read_text` of a condition, kept for the last few prompts."""
+        held = self._contexts.get(id(condition))
+        if held is None or held[0] is not condition:
+            held = (condition, self.read_text(condition.text_BLD))
+            self._contexts[id(condition)] = held
+            if len(self._contexts) > CONTEXTS_KEPT:
+                self._contexts.popitem(last=False)
+        return held[1]
+
+    def __call__(self, z_BTCHW: Tensor, sigma_BT: Tensor, condition: Condition, view: View, span: Span) -> Estimate:
+        """Flow and memory of the frames of `span` (see `arvid.types.Denoiser`)."""
+        return self.flow(z_BTCHW, sigma_BT, self.context(condition), view, tuple(range(span.start, span.stop)))
+
+    def flow(
+        self, z_BTCHW: Tensor, sigma_BT: Tensor, context: Context, view: View, frames: tuple[int, ...]
+    ) -> Estimate:
+        """Flow of frames at any positions (training lays clean and noisy copies of the same positions side by side).
+
+        Raises ValueError when the latents' channels or sides do not fit the model.
+        """
+        _, pw_h, pw_w = self.config.patch_size
+        channels, height, width = z_BTCHW.shape[2:]
+        if channels != self.config.in_dim or height % pw_h or width % pw_w:
+            raise ValueError(
+                f"latents are {channels} x {height} x {width}; this model takes {self.config.in_dim} channels and "
+                f"sides that are multiples of {pw_h} x {pw_w}"
+            )
+        grid = (height // pw_h, width // pw_w)
+        x_BTPD = self._patches(z_BTCHW)
+        reading = Reading(view, frames, grid, self.config.dim // self.config.num_heads, x_BTPD)
+        time_BTD = self._time(sigma_BT)
+        time_BT6D = self.time_projection(time_BTD).unflatten(-1, (6, -1))
+        memory: list[tuple[Tensor, Tensor]] = []
+        for layer, (block, text) in enumerate(zip(self._blocks(), context, strict=True)):
+            x_BTPD, kept = block(x_BTPD, time_BT6D, text, layer, reading)
+            memory.append(kept)
+        out = self.head(x_BTPD, time_BTD)
+        return Estimate(self._image(out, grid), tuple(memory))
+
+    def _time(self, sigma_BT: Tensor) -> Tensor:
+        half = self.config.freq_dim // 2
+        rate = torch.exp(-math.log(10000.0) * torch.arange(half, device=sigma_BT.device, dtype=torch.float64) / half)
+        angle = TRAIN_STEPS * sigma_BT.double()[..., None] * rate
+        wave = torch.cat([angle.cos(), angle.sin()], -1).to(self.time_embedding[0].weight.dtype)
+        return self.time_embedding(wave)
+
+    def _patches(self, z_BTCHW: Tensor) -> Tensor:
+        """The patch embedding as one matrix product: a strided 3D convolution is slow on a CPU."""
+        _, ph, pw = self.config.patch_size
+        batch, frames, channels, height, width = z_BTCHW.shape
+        cells = z_BTCHW.view(batch, frames, channels, height // ph, ph, width // pw, pw)
+        flat = cells.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)
+        weight = self.patch_embedding.weight
+        return nn.functional.linear(flat.to(weight.dtype), weight.flatten(1), self.patch_embedding.bias).float()
+
+    def _image(self, out_BTPO: Tensor, grid: tuple[int, int]) -> Tensor:
+        _, ph, pw = self.config.patch_size
+        batch, frames = out_BTPO.shape[:2]
+        cells = out_BTPO.float().view(batch, frames, *grid, ph, pw, self.config.out_dim)
+        return cells.permute(0, 1, 6, 2, 4, 3, 5).reshape(
+            batch, frames, self.config.out_dim, grid[0] * ph, grid[1] * pw
+        )

@@ -1,0 +1,103 @@
+"""One model as a walker: takes a block from any level to clean, and keeps its own past up to date lazily.
+
+Knows: a denoiser, its past, a step rule, the queue of decided blocks its past has not seen yet.
+Does not know: routing, judges, decoders, other models (speculation puts two walkers together).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from arvid.rollout.stage import Clock
+from arvid.samplers.steps import Step, add_noise, clean
+from arvid.types import Condition, Denoiser, Memory, Move, Noise, Past, Proposal, Span, View
+
+COMMIT_STEP = 1000
+"""Noise of a past that is written above level 0 is keyed by (block, COMMIT_STEP)."""
+Pending = tuple[Move, Tensor, Condition]
+
+
+class FlowWalker:
+    """Denoises blocks with one model. `name` labels its passes in the report."""
+
+    def __init__(self, name: str, denoiser: Denoiser, past: Past, step: Step, clock: Clock) -> None:
+        self.name, self._denoiser, self._past, self._step, self._clock = name, denoiser, past, step, clock
+        self._pending: list[Pending] = []
+
+    def walk(
+        self, move: Move, x_BTCHW: Tensor, sigmas: tuple[float, ...], condition: Condition, noise: Noise, key: int = 0
+    ) -> Proposal:
+        """From `x_BTCHW` at sigmas[0] down to sigmas[-1]; `key` is the noise key of the step before the first."""
+        self.catch_up(noise)
+        view = self._past.view(move.span)
+        trajectory = [x_BTCHW]
+        memory: Memory = ()
+        x0 = x_BTCHW
+        for step, (sigma, following) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+            flow, memory = self._pass(x_BTCHW, sigma, condition, view, move.span)
+            x0 = clean(x_BTCHW, flow, sigma)
+            number = key + step + 1
+            x_BTCHW = self._step(x_BTCHW, flow, sigma, following, _drawer(noise, move.index, number, x_BTCHW))
+            trajectory.append(x_BTCHW)
+        self._clock.count(self.name, len(sigmas) - 1)
+        final = x_BTCHW if sigmas[-1] == 0 else x0
+        return Proposal(final, tuple(trajectory), self.name, len(sigmas) - 1, memory, sigmas[-2])
+
+    def remember(self, move: Move, block_BTCHW: Tensor, condition: Condition) -> None:
+        """A decided block: written to the past before the next walk, not now (it may never be needed)."""
+        self._pending.append((move, block_BTCHW, condition))
+
+    def adopt(self, move: Move, memory: Memory) -> None:
+        """A decided block whose keys and values are already at hand: those of the last pass of its walk, at the level
+        that pass looked at (DiagDistill, 2603.09488, commits so). Costs no pass. The walk that made them has already
+        written what was pending before."""
+        self._past.commit(move.span, memory)
+
+    def catch_up(self, noise: Noise) -> None:
+        """Write all pending blocks: neighbours under one condition and level in one causal pass."""
+        while self._pending:
+            group = [self._pending.pop(0)]
+            while self._pending and _joins(group[-1], self._pending[0]):
+                group.append(self._pending.pop(0))
+            self._write(group, noise)
+
+    def _write(self, group: list[Pending], noise: Noise) -> None:
+        moves = [move for move, _, _ in group]
+        level = moves[0].commit
+        if level is None:
+            return
+        span = Span(moves[0].span.start, moves[-1].span.stop)
+        blocks = [self._noised(move, block, level, noise) for move, block, _ in group]
+        _, memory = self._pass(torch.cat(blocks, 1), level, group[0][2], self._past.view(span), span)
+        self._clock.count(f"{self.name}_commit", len(group))
+        self._past.commit(span, memory)
+
+    @staticmethod
+    def _noised(move: Move, block_BTCHW: Tensor, level: float, noise: Noise) -> Tensor:
+        if level == 0:
+            return block_BTCHW
+        return add_noise(block_BTCHW, _drawer(noise, move.index, COMMIT_STEP, block_BTCHW)(), level)
+
+    def _pass(
+        self, x_BTCHW: Tensor, sigma: float, condition: Condition, view: View, span: Span
+    ) -> tuple[Tensor, Memory]:
+        levels = torch.full(x_BTCHW.shape[:2], sigma, device=x_BTCHW.device)
+        estimate = self._denoiser(x_BTCHW, levels, condition, view, span)
+        return estimate.flow_BTCHW, estimate.memory
+
+
+def _drawer(noise: Noise, block: int, step: int, like: Tensor) -> Callable[[], Tensor]:
+    """Noise of the shape and on the device of `like`, drawn when asked for."""
+    return lambda: noise.draw(block, step, tuple(like.shape)).to(like.device)
+
+
+def _joins(last: Pending, following: Pending) -> bool:
+    """Whether two pending blocks can be written in one pass."""
+    return (
+        following[2] is last[2]
+        and following[0].commit == last[0].commit
+        and following[0].span.start == last[0].span.stop
+    )

@@ -1,0 +1,54 @@
+"""Spec strings: the one door through which named options enter (`name:key=value,key=value`).
+
+Knows: how to read a spec into a dataclass of a registry, and how to say what is wrong. Does not know: any option.
+Imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields, is_dataclass
+from typing import Any, TypeVar
+
+Option = TypeVar("Option")
+
+
+def build(text: str, registry: Mapping[str, Callable[..., Option]], what: str) -> Option:
+    """The option named by `text`, e.g. `window:frames=9,sink=3`; lists are joined by '+' (`levels=0.8+0.4`).
+
+    Raises ValueError naming `what`, the bad word and the known ones, for an unknown name or key, a missing key or a
+    value of the wrong kind.
+    """
+    name, _, rest = text.partition(":")
+    if name not in registry:
+        raise ValueError(f"unknown {what} {name!r}; known: {', '.join(sorted(registry))}")
+    maker = registry[name]
+    known = {field.name: field for field in fields(maker)} if is_dataclass(maker) else {}
+    values: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if key not in known or not equals:
+            listed = ", ".join(f"{field}=" for field in known) or "none"
+            raise ValueError(f"{what} {name!r} has no option {part!r}; its options: {listed}")
+        values[key] = _value(known[key], value, f"{what} {name!r}")
+    try:
+        return maker(**values)
+    except TypeError as error:
+        missing = [key for key in known if f"'{key}'" in str(error)]
+        raise ValueError(f"{what} {name!r} needs {', '.join(f'{key}=' for key in missing)}") from error
+
+
+def _value(field: Field[Any], text: str, owner: str) -> Any:
+    """The text as the field's kind: float, int, str or tuple of float."""
+    kind = str(field.type)
+    try:
+        if kind.startswith("tuple"):
+            return tuple(float(part) for part in text.split("+"))
+        if kind.startswith("int"):
+            return int(text)
+        if kind.startswith("float"):
+            return float(text)
+    except ValueError as error:
+        wanted = "numbers joined by +" if kind.startswith("tuple") else f"a number ({kind.split(' ')[0]})"
+        raise ValueError(f"{owner}: {field.name}={text!r} is not {wanted}") from error
+    return text

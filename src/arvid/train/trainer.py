@@ -1,0 +1,164 @@
+"""The one trainer: steps an objective over batches, keeps an average of the weights, and survives being killed.
+
+Knows: optimiser, schedule, weight average, checkpoints, the log. Does not know: what a model is or what a loss means
+(an objective is a callable), nor where data comes from (a source is a callable of the step, so that a resumed run
+sees exactly the batches it would have seen).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Batch = Any
+Source = Callable[[int], Batch]
+"""The batch of a step, a pure function of it."""
+Objective = Callable[[Batch, torch.Generator], dict[str, Tensor]]
+"""Named scalars of a batch; the entry `loss` is differentiated."""
+Held = Callable[[nn.Module], dict[str, float]]
+"""Held-out numbers of the averaged model."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One stage: `steps` AdamW steps at `learning_rate` (linear warm-up, cosine to zero), weight average `average`."""
+
+    steps: int
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    weight_decay: float = 0.01
+    average: float = 0.999
+    clip: float = 1.0
+    seed: int = 0
+    save_every: int = 200
+    log_every: int = 20
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step counted from 0."""
+        warm = min(1.0, (step + 1) / self.warmup)
+        return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+def train(
+    model: nn.Module,
+    objective: Objective,
+    source: Source,
+    config: TrainConfig,
+    directory: Path,
+    held: Held | None = None,
+    report: Callable[[dict[str, float]], None] = lambda row: None,
+) -> dict[str, Tensor]:
+    """Train `model` in place and return the averaged weights. Resumes from `directory` when it holds a checkpoint
+    (bit-equal to never having stopped); appends rows of numbers to `directory/log.jsonl` and hands them to `report`.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    optimiser = torch.optim.AdamW(
+        _groups(model, config.weight_decay), config.learning_rate, betas=(0.9, 0.95), fused=False
+    )
+    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(config.seed)
+    start = _resume(directory / "checkpoint.pt", model, optimiser, average, generator)
+    began = time.monotonic()
+    for step in range(start, config.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = config.rate(step)
+        numbers = objective(source(step), generator)
+        numbers["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        _blend(average, model, min(config.average, (1 + step) / (10 + step)))
+        last = step + 1 == config.steps
+        if (step + 1) % config.log_every == 0 or last:
+            row = {"step": step + 1, **{name: float(value.detach()) for name, value in numbers.items()}, "norm": float(norm)}
+            row["seconds_per_step"] = (time.monotonic() - began) / (step + 1 - start)
+            _log(directory, row, report)
+        if (step + 1) % config.save_every == 0 or last:
+            _save(directory / "checkpoint.pt", model, optimiser, average, generator, step + 1)
+            if held:
+                _log(directory, {"step": step + 1, **_with_weights(model, average, held)}, report)
+    return average
+
+
+def _groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; vectors (biases, norms, modulation) do not."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+@torch.no_grad()
+def _blend(average: dict[str, Tensor], model: nn.Module, keep: float) -> None:
+    for name, value in model.state_dict().items():
+        if value.dtype.is_floating_point:
+            average[name].lerp_(value, 1 - keep)
+
+
+def _with_weights(model: nn.Module, average: dict[str, Tensor], held: Held) -> dict[str, float]:
+    """Held-out numbers under the averaged weights; the trained ones are put back."""
+    trained = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(average)
+    model.eval()
+    try:
+        with torch.inference_mode():
+            return held(model)
+    finally:
+        model.load_state_dict(trained)
+        model.train()
+
+
+def _save(
+    path: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    average: dict[str, Tensor],
+    generator: torch.Generator,
+    step: int,
+) -> None:
+    """Written beside and renamed, so a kill at any moment leaves a whole checkpoint."""
+    part = path.with_suffix(".part")
+    torch.save(
+        {
+            "model": model.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "average": average,
+            "generator": generator.get_state(),
+            "step": step,
+        },
+        part,
+    )
+    os.replace(part, path)
+
+
+def _resume(
+    path: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    average: dict[str, Tensor],
+    generator: torch.Generator,
+) -> int:
+    if not path.exists():
+        return 0
+    held = torch.load(path, weights_only=True)
+    model.load_state_dict(held["model"])
+    optimiser.load_state_dict(held["optimiser"])
+    average.update(held["average"])
+    generator.set_state(held["generator"])
+    return int(held["step"])
+
+
+def _log(directory: Path, row: dict[str, float], report: Callable[[dict[str, float]], None]) -> None:
+    with (directory / "log.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    report(row)
