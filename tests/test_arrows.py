@@ -13,6 +13,7 @@ import pytest
 
 ARROWS: dict[str, frozenset[str]] = {
     "types": frozenset(),
+    "spec": frozenset(),
     "layers": frozenset({"types"}),
     "caches": frozenset({"types"}),
     "samplers": frozenset({"types"}),
@@ -23,7 +24,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "rollout": frozenset({"types", "caches", "samplers"}),
     "evals": frozenset({"types", "rewards", "worlds", "video"}),
     "train": frozenset({"types", "samplers", "caches", "rollout", "rewards", "worlds"}),
-    "pipeline": frozenset({"types", "samplers", "caches", "models", "rewards", "rollout", "video"}),
+    "pipeline": frozenset({"types", "spec", "samplers", "caches", "models", "rewards", "rollout", "video"}),
     "serve": frozenset({"types", "pipeline", "rollout", "video"}),
 }
 FREE = frozenset({"cli", "recipes", "__main__", "__init__"})

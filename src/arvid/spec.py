@@ -34,13 +34,15 @@ def build(text: str, registry: Mapping[str, Callable[..., Option]], what: str) -
     try:
         return maker(**values)
     except TypeError as error:
-        missing = [key for key in known if f"'{key}'" in str(error)]
+        missing = [key for key in known if key not in values and f"'{key}'" in str(error)]
+        if not missing:
+            raise
         raise ValueError(f"{what} {name!r} needs {', '.join(f'{key}=' for key in missing)}") from error
 
 
 def _value(field: Field[Any], text: str, owner: str) -> Any:
     """The text as the field's kind: float, int, str or tuple of float."""
-    kind = str(field.type)
+    kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)
     try:
         if kind.startswith("tuple"):
             return tuple(float(part) for part in text.split("+"))

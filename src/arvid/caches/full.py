@@ -1,4 +1,7 @@
-"""The full past: everything that was ever committed is on view."""
+"""The full past: everything that was ever committed is on view.
+
+Knows: frame indices. Does not know: keys, values, models.
+"""
 
 from __future__ import annotations
 

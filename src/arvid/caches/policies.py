@@ -1,4 +1,7 @@
-"""The registry of cache policies: a spec string in, a policy out."""
+"""The registry of cache policies: a spec string in, a policy out.
+
+Knows: names. Does not know: what a policy does, how a spec string is read.
+"""
 
 from __future__ import annotations
 

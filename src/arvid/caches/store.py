@@ -86,7 +86,9 @@ class Store:
         return StoreView({f: m for f, m in self._frames.items() if f < span.start and f in seen}, tuple(rules))
 
     def commit(self, span: Span, memory: Memory) -> None:
-        """Remember the frames of `span` and forget what no later block may read.
+        """Remember the frames of `span` and forget what no later block may read. What was committed after
+        `span.start` goes: it was made on a past that no longer holds. Keys and values are copied, so that a frame on
+        hold does not keep the tensors of a whole pass alive.
 
         Raises ValueError when the tokens do not divide by the frames of the span.
         """
@@ -97,7 +99,7 @@ class Store:
         frames = {frame: entry for frame, entry in self._frames.items() if frame < span.start}
         for place, frame in enumerate(range(span.start, span.stop)):
             part = slice(place * each, (place + 1) * each)
-            frames[frame] = tuple((k[:, part], v[:, part]) for k, v in memory)
+            frames[frame] = tuple((k[:, part].clone(), v[:, part].clone()) for k, v in memory)
         kept = frozenset(self._policy.visible(tuple(frames), span.stop))
         self._frames = {frame: entry for frame, entry in frames.items() if frame in kept}
 

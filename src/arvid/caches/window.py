@@ -1,4 +1,7 @@
-"""A sliding window: the most recent frames, and optionally the first ones for good (attention sink)."""
+"""A sliding window: the most recent frames, and optionally the first ones for good (attention sink).
+
+Knows: frame indices. Does not know: keys, values, models.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Normalisation layers of the transformer."""
+"""Normalisation layers of the transformer.
+
+Knows: statistics over the last axis. Does not know: modulation, heads, which layer it stands in.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ Does not know: routing, judges, decoders, other models (speculation puts two wal
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class FlowWalker:
         trajectory = [x_BTCHW]
         memory: Memory = ()
         x0 = x_BTCHW
-        for step, (sigma, following) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+        for step, (sigma, following) in enumerate(pairwise(sigmas)):
             flow, memory = self._pass(x_BTCHW, sigma, condition, view, move.span)
             x0 = clean(x_BTCHW, flow, sigma)
             number = key + step + 1

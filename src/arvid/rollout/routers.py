@@ -43,6 +43,12 @@ class Spec:
             raise ValueError(f"commit={self.commit!r}; known: clean, last")
         if not all(0 < level <= 1 for level in self.refine) or list(self.refine) != sorted(set(self.refine))[::-1]:
             raise ValueError(f"refine levels {self.refine} must fall from at most 1 to above 0, like 0.8+0.4")
+        if self.repair < -1:
+            raise ValueError(f"repair={self.repair} must be at least 0 steps of the draft (-1: redo from noise)")
+        if self.repair > 0 and self.draft_steps:
+            raise ValueError(
+                f"repair={self.repair} needs drafts on the target's levels; leave out draft_steps={self.draft_steps}"
+            )
         if self.refine and self.repair >= 0:
             raise ValueError(f"repair={self.repair} and refine={self.refine} exclude each other; give one")
         if min(self.steps, self.first_steps, self.draft_steps) < 0 or not 0 <= self.level < 1:
@@ -113,6 +119,11 @@ class Random(Spec):
 
     p: float
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.p <= 1:
+            raise ValueError(f"p={self.p} must lie in [0, 1]; it is the share of drafts that are kept")
+
     def pick(self, index: int, seed: int) -> str:
         """Draft with probability p."""
         if index == 0:
@@ -145,6 +156,8 @@ class Refine(Spec):
     levels: tuple[float, ...] = (0.8,)
 
     def __post_init__(self) -> None:
+        if not self.levels:
+            raise ValueError("refine needs at least one level, like levels=0.8")
         object.__setattr__(self, "refine", self.levels)
         super().__post_init__()
 
@@ -185,6 +198,8 @@ class Quantile(Spec):
         super().__post_init__()
         if not 0 < self.accept < 1:
             raise ValueError(f"accept={self.accept} must lie between 0 and 1")
+        if self.deviation <= 0:
+            raise ValueError(f"deviation={self.deviation} of the prior must be above 0")
 
     def judge(self, scores: Scores, history: list[float]) -> Verdict:
         """Compare the worst frame with the quantile of what came before."""
@@ -206,6 +221,11 @@ class Cascade(Spec):
     tau: float
     delta: float = 0.1
     frames: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.frames < 1 or self.delta < 0:
+            raise ValueError(f"frames={self.frames} must be at least 1 and delta={self.delta} at least 0")
 
     def judge(self, scores: Scores, history: list[float]) -> Verdict:
         """Few frames, then all."""
@@ -241,7 +261,9 @@ class FrameScores:
     def of(self, frames: list[int]) -> Tensor:
         """Scores [len(frames)]. Raises ValueError when the pipeline has no reward model."""
         if self._reward is None:
-            raise ValueError("this router scores frames, but no reward model is loaded; give one or use first or stride")
+            raise ValueError(
+                "this router scores frames, but no reward model is loaded; give one or use first or stride"
+            )
         pixels = self._frames()[:, frames]
         with self._clock.measure("score"):
             return self._reward.score(pixels, self._prompt)[0].float()
@@ -258,9 +280,7 @@ class Routing:
         """Only plain drafts are judged; what the target touched is accepted."""
         if proposal.source != DRAFT:
             return ACCEPTED
-        verdict = self._spec.judge(
-            FrameScores(frames, self._reward, condition.prompt, self._clock), self._history
-        )
+        verdict = self._spec.judge(FrameScores(frames, self._reward, condition.prompt, self._clock), self._history)
         if verdict.score is not None:
             self._history.append(verdict.score)
         return verdict

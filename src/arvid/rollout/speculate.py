@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import Tensor
+
 from arvid.rollout.flow import FlowWalker
 from arvid.rollout.routers import DRAFT, REMEDY, TARGET, Spec
 from arvid.rollout.stage import Clock
@@ -24,8 +26,8 @@ Shape = tuple[int, int, int, int]
 
 
 class Speculator:
-    """A `Proposer` of two walkers; `shape` is (batch, channels, height, width) of the latents, `device` theirs.
-    Without a drafter only the router `target` is possible."""
+    """A `Proposer` of two walkers; `shape` is (batch, channels, height, width) of the latents, which live where
+    the condition lives. Without a drafter every block is the target's."""
 
     def __init__(
         self, spec: Spec, target: FlowWalker, drafter: FlowWalker | None, shape: Shape, clock: Clock, seed: int = 0
@@ -43,20 +45,20 @@ class Speculator:
         draft = self._draft(self._drafter, move, condition, noise)
         return self._mend(move, condition, noise, draft) if pick == REMEDY else draft
 
-    def _initial(self, move: Move, noise: Noise) -> Proposal:
+    def _initial(self, move: Move, condition: Condition, noise: Noise) -> Tensor:
         batch, channels, height, width = self._shape
-        x = noise.draw(move.index, INITIAL, (batch, len(move.span), channels, height, width))
-        return Proposal(x)
+        x_BTCHW = noise.draw(move.index, INITIAL, (batch, len(move.span), channels, height, width))
+        return x_BTCHW.to(condition.text_BLD.device)
 
     def _from_noise(self, move: Move, condition: Condition, noise: Noise) -> Proposal:
         with self._clock.measure("target"):
-            x = self._initial(move, noise).block_BTCHW
+            x = self._initial(move, condition, noise)
             return replace(self._target.walk(move, x, move.sigmas, condition, noise), source=TARGET)
 
     def _draft(self, drafter: FlowWalker, move: Move, condition: Condition, noise: Noise) -> Proposal:
         sigmas = few_step(self._spec.draft_steps) if self._spec.draft_steps else move.sigmas
         with self._clock.measure("draft"):
-            x = self._initial(move, noise).block_BTCHW
+            x = self._initial(move, condition, noise)
             return replace(drafter.walk(move, x, sigmas, condition, noise), source=DRAFT)
 
     def _mend(self, move: Move, condition: Condition, noise: Noise, draft: Proposal) -> Proposal:
@@ -66,19 +68,21 @@ class Speculator:
             return self._from_noise(move, condition, noise)
         with self._clock.measure("target"):
             if spec.refine:
-                eps = noise.draw(move.index, REFINE, tuple(draft.block_BTCHW.shape))
+                eps = noise.draw(move.index, REFINE, tuple(draft.block_BTCHW.shape)).to(draft.block_BTCHW.device)
                 x = add_noise(draft.block_BTCHW, eps, spec.refine[0])
                 walked = self._target.walk(move, x, (*spec.refine, 0.0), condition, noise, key=REFINE)
                 return replace(walked, source="refined")
             if spec.repair >= len(move.sigmas) - 1:
-                return replace(draft, source="repaired")
+                return replace(draft, source="repaired", memory=())  # the keys at hand are the drafter's
             x, sigmas = draft.trajectory[spec.repair], move.sigmas[spec.repair :]
             walked = self._target.walk(move, x, sigmas, condition, noise, key=spec.repair)
             return replace(walked, source="repaired" if spec.repair else TARGET)
 
     def commit(self, move: Move, proposal: Proposal, condition: Condition) -> None:
-        """Tell both pasts. Who made the block may keep the keys of its last pass (`commit=last`); nobody pays a pass
-        before it walks again."""
+        """Tell both pasts, unless the plan says that this block is not remembered. Who made the block may keep the keys
+        of its last pass (`commit=last`); nobody pays a pass before it walks again."""
+        if move.commit is None:
+            return
         for walker, made in ((self._target, proposal.source != DRAFT), (self._drafter, proposal.source == DRAFT)):
             if walker is None:
                 continue

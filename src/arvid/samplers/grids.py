@@ -10,7 +10,7 @@ SHIFT = 5.0
 
 def shifted(tau: float, shift: float = SHIFT) -> float:
     """sigma = s tau / (1 + (s - 1) tau) (SD3, 2403.03206; Wan uses s = 5)."""
-    return shift * tau / (1 + (shift - 1) * tau)
+    return shift * tau / (shift * tau + (1 - tau))  # this order gives exactly 1 at tau = 1 for every shift
 
 
 def few_step(steps: int, shift: float = SHIFT) -> tuple[float, ...]:

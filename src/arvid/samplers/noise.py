@@ -1,4 +1,7 @@
-"""The only source of random numbers in generation."""
+"""The only source of random numbers in generation.
+
+Knows: a seed and how a number is asked for by name. Does not know: devices, schedules, who asks.
+"""
 
 from __future__ import annotations
 

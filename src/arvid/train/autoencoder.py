@@ -46,6 +46,24 @@ class Reconstruction:
         return {"loss": loss, "l1": absolute.detach(), "psnr": psnr(square.detach()), "latent": size.detach()}
 
 
+class Decoding:
+    """The same error for the decoder alone, on latents that were encoded before; for finishing a decoder whose latents
+    are in use already. The noise is half of what the pair was trained with."""
+
+    def __init__(self, model: Autoencoder) -> None:
+        self.model = model
+
+    def __call__(self, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """`batch` is latents before normalisation [B, T, C, H, W] and their frames v_BTCHW in [-1, 1]."""
+        z_BTCHW, v_BTCHW = batch
+        noise = torch.randn(z_BTCHW.shape, generator=generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            y_BTCHW, _ = self.model.decode_raw(z_BTCHW + NOISE / 2 * noise)
+        error = y_BTCHW.float() - v_BTCHW
+        absolute, square = error.abs().mean(), error.square().mean()
+        return {"loss": absolute + 4 * square, "l1": absolute.detach(), "psnr": psnr(square.detach())}
+
+
 def psnr(square: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of a mean squared error of pixels in [-1, 1]."""
     return -10 * torch.log10(square / 4)

@@ -1,36 +1,42 @@
 """Causal flow matching by teacher forcing: every block learns to leave noise, given the true past.
 
-Knows: how a clip is laid out as [clean | noisy] frames, who sees whom, which noise levels are drawn.
+Knows: which clean frames a block may read in training, which noise levels are drawn, the loss.
 Does not know: architectures, prompts' words, pixels. Source: Causal Forcing (2602.02214, stage 1); past noise after
 Diffusion Forcing (2407.01392).
+
+The clean frames go through the model once; their keys and values are the past that every noisy block then reads
+through a `View`, as in generation, so training and inference are one computation. Gradients flow through the past.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from arvid.caches.store import Policy
-from arvid.types import Estimate, Rotate, View
+from arvid.types import Estimate, Memory, Rotate, View
+
+Context = tuple[tuple[Tensor, Tensor], ...]
 
 
 class FlowModel(Protocol):
-    """What this objective trains: a causal model with its text entrance."""
+    """What this objective trains: a causal model with its text entrance, weights in fp32."""
 
-    def read_text(self, text_BSD: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The weights."""
+        ...
+
+    def read_text(self, text_BSD: Tensor) -> Context:
         """Text keys and values per layer."""
         ...
 
     def flow(
-        self,
-        z_BTCHW: Tensor,
-        sigma_BT: Tensor,
-        context: tuple[tuple[Tensor, Tensor], ...],
-        view: View,
-        frames: tuple[int, ...],
+        self, z_BTCHW: Tensor, sigma_BT: Tensor, context: Context, view: View, frames: tuple[int, ...]
     ) -> Estimate:
         """Flow of frames at any positions."""
         ...
@@ -45,15 +51,12 @@ class FlowBatch:
 
 
 class DenseView:
-    """No past, a given mask: everything is in the pass itself."""
+    """No stored past, a given mask: everything is in the pass itself."""
+
+    frames: tuple[int, ...] = ()
 
     def __init__(self, mask_TT: Tensor) -> None:
         self._mask_TT = mask_TT
-
-    @property
-    def frames(self) -> tuple[int, ...]:
-        """No stored frames."""
-        return ()
 
     def read(self, layer: int, rotate: Rotate) -> None:
         """Nothing to read."""
@@ -64,62 +67,119 @@ class DenseView:
         return self._mask_TT
 
 
-def teacher_mask(frames: int, block: int, policy: Policy) -> Tensor:
-    """Boolean [2 frames, 2 frames] for the layout [clean | noisy]: a clean block sees the clean past on view and
-    itself, a noisy block sees the same clean past and itself."""
-    mask = torch.zeros(2 * frames, 2 * frames, dtype=torch.bool)
+class GatheredView:
+    """The clean frames that several blocks of every clip may read, block by block along the batch. Only distances
+    between frames matter to the model, so all blocks of a group stand at the same positions."""
+
+    def __init__(self, memory: Memory, pasts: list[tuple[int, ...]], total: int) -> None:
+        self._memory, self._pasts, self._total = memory, pasts, total
+        self.frames = pasts[0]
+
+    def read(self, layer: int, rotate: Rotate) -> tuple[Tensor, Tensor] | None:
+        """Rotated keys and values [B * blocks, L, H, D] of the frames on view."""
+        if not self.frames:
+            return None
+        keys, values = (self._gather(tensor) for tensor in self._memory[layer])
+        return rotate(keys, self.frames), values
+
+    def mask(self, frames: tuple[int, ...]) -> None:
+        """A block sees all that is on view and itself."""
+        return None
+
+    def _gather(self, x_BLHD: Tensor) -> Tensor:
+        each = x_BLHD.unflatten(1, (self._total, -1))
+        return torch.stack([each[:, list(past)].flatten(1, 2) for past in self._pasts], 1).flatten(0, 1)
+
+
+def causal_mask(frames: int, block: int, policy: Policy) -> Tensor:
+    """Boolean [frames, frames]: a frame sees the past on view for its block, and its block."""
+    mask = torch.zeros(frames, frames, dtype=torch.bool)
     for start in range(0, frames, block):
         own = slice(start, min(start + block, frames))
-        noisy = slice(frames + own.start, frames + own.stop)
-        past = list(policy.visible(tuple(range(start)), start))
-        mask[own, past] = True
-        mask[noisy, past] = True
+        mask[own, list(policy.visible(tuple(range(start)), start))] = True
         mask[own, own] = True
-        mask[noisy, noisy] = True
     return mask
+
+
+def groups(frames: int, block: int, policy: Policy) -> list[list[tuple[int, tuple[int, ...]]]]:
+    """Blocks (first frame, frames on view) that see the same distances, so that they can share a pass."""
+    found: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}
+    for start in range(0, frames, block):
+        past = policy.visible(tuple(range(start)), start)
+        key = (min(block, frames - start), *(start - frame for frame in past))
+        found.setdefault(key, []).append((start, past))
+    return list(found.values())
+
+
+class _Passes(nn.Module):
+    """The passes of one training step with the weights it is called with: bf16 copies, as inference computes."""
+
+    def __init__(self, model: FlowModel, frames: int, block: int, policy: Policy) -> None:
+        super().__init__()
+        self.model, self.frames, self.block = model, frames, block
+        self.view = DenseView(causal_mask(frames, block, policy))
+        self.groups = groups(frames, block, policy)
+
+    def forward(
+        self, past_BTCHW: Tensor, past_sigma_BT: Tensor, mixed_BTCHW: Tensor, sigma_BT: Tensor, text_BSD: Tensor
+    ) -> Tensor:
+        """Flow [B, T, C, H, W] of the noisy frames, each block reading the clean frames before it."""
+        context = self.model.read_text(text_BSD)
+        clean = self.model.flow(past_BTCHW, past_sigma_BT, context, self.view, tuple(range(self.frames)))
+        flow_BTCHW = torch.empty_like(mixed_BTCHW)
+        for group in self.groups:
+            starts, pasts = [start for start, _ in group], [past for _, past in group]
+            length = min(self.block, self.frames - starts[0])
+            view = GatheredView(clean.memory, pasts, self.frames)
+            x, sigma = (
+                torch.stack([tensor[:, s : s + length] for s in starts], 1).flatten(0, 1)
+                for tensor in (mixed_BTCHW, sigma_BT)
+            )
+            wide = tuple((k.repeat_interleave(len(starts), 0), v.repeat_interleave(len(starts), 0)) for k, v in context)
+            places = tuple(range(starts[0], starts[0] + length))
+            found = self.model.flow(x, sigma, wide, view, places).flow_BTCHW.unflatten(0, (-1, len(starts)))
+            for index, start in enumerate(starts):
+                flow_BTCHW[:, start : start + length] = found[:, index]
+        return flow_BTCHW
 
 
 class TeacherForcing:
     """Flow matching with one noise level per block. A share `noisy_past` of the clips gets a noised past, each block
     at its own level up to `past_level`, which the model is told; so the past may later be committed at any level.
-    A share `rough_past` of pasts is disturbed without being told, at up to `rough_level`: the small errors of its own
-    making that a long rollout feeds back.
+    A share `rough_past` of the other pasts is disturbed without being told, at up to `rough_level`: the small errors
+    of its own making that a long rollout feeds back.
     """
 
     def __init__(
-        self, model: FlowModel, frames: int, block: int, policy: Policy, shift: float = 3.0,
+        self, model: FlowModel, frames: int, block: int, policy: Policy, shift: float = 5.0,
         noisy_past: float = 0.3, past_level: float = 0.85, rough_past: float = 0.5, rough_level: float = 0.12,
     ) -> None:  # fmt: skip
         self.model, self.frames, self.block, self.shift = model, frames, block, shift
         self.noisy_past, self.past_level = noisy_past, past_level
         self.rough_past, self.rough_level = rough_past, rough_level
-        self.view = DenseView(teacher_mask(frames, block, policy))
-        self.places = tuple(range(frames)) * 2
+        self.passes = _Passes(model, frames, block, policy)
 
     def __call__(self, batch: FlowBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Mean squared error of the flow over all blocks, and of the first block alone (as it starts from nothing)."""
         z_BTCHW = batch.latents_BTCHW
-        size, frames = z_BTCHW.shape[:2]
         past, past_sigma = self._past(z_BTCHW, generator)
-        sigma_BT = self._levels(size, generator)
+        sigma_BT = self._levels(z_BTCHW.shape[0], generator)
         noise = torch.randn(z_BTCHW.shape, generator=generator)
         mixed = z_BTCHW + sigma_BT[:, :, None, None, None] * (noise - z_BTCHW)
-        with torch.autocast("cpu", torch.bfloat16):
-            context = self.model.read_text(batch.text_BSD)
-            estimate = self.model.flow(
-                torch.cat([past, mixed], 1), torch.cat([past_sigma, sigma_BT], 1), context, self.view, self.places
-            )
-        error_BT = (estimate.flow_BTCHW[:, frames:] - (noise - z_BTCHW)).square().mean((2, 3, 4))
+        weights = {f"model.{name}": p.to(torch.bfloat16) for name, p in self.model.named_parameters()}
+        flow_BTCHW = functional_call(self.passes, weights, (past, past_sigma, mixed, sigma_BT, batch.text_BSD))
+        error_BT = (flow_BTCHW - (noise - z_BTCHW)).square().mean((2, 3, 4))
         return {"loss": error_BT.mean(), "first": error_BT[:, : self.block].mean().detach()}
 
     def _levels(self, size: int, generator: torch.Generator) -> Tensor:
-        """One level per block, logit-normal in tau then shifted, spread over its frames."""
+        """One level per block: tau uniform, one block of a clip in each of equal parts of [0, 1], then shifted."""
         blocks = -(-self.frames // self.block)
-        tau = torch.sigmoid(torch.randn(size, blocks, generator=generator) * 1.2)
-        sigma = self.shift * tau / (1 + (self.shift - 1) * tau)
-        return self._spread(sigma)
+        part = torch.rand(size, blocks, generator=generator).argsort(1)
+        tau = (part + torch.rand(size, blocks, generator=generator)) / blocks
+        return self._spread(self.shift * tau / (1 + (self.shift - 1) * tau))
 
     def _past(self, z_BTCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The past as the model sees it, and the levels it is told."""
         size = z_BTCHW.shape[0]
         blocks = -(-self.frames // self.block)
         told = torch.rand(size, 1, generator=generator) < self.noisy_past
@@ -132,5 +192,3 @@ class TeacherForcing:
 
     def _spread(self, values_BN: Tensor) -> Tensor:
         return values_BN.repeat_interleave(self.block, 1)[:, : self.frames]
-
-

@@ -30,7 +30,9 @@ Held = Callable[[nn.Module], dict[str, float]]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One stage: `steps` AdamW steps at `learning_rate` (linear warm-up, cosine to zero), weight average `average`."""
+    """One stage: `steps` steps at `learning_rate` (linear warm-up, cosine to zero), weight average `average`.
+    With `muon`, matrices whose name contains that word are stepped by Muon (orthogonalised momentum, scaled to AdamW's
+    update size; needs torch 2.9) and the rest by AdamW."""
 
     steps: int
     learning_rate: float = 1e-3
@@ -41,10 +43,11 @@ class TrainConfig:
     seed: int = 0
     save_every: int = 200
     log_every: int = 20
+    muon: str = ""
 
     def rate(self, step: int) -> float:
         """Learning rate of a step counted from 0."""
-        warm = min(1.0, (step + 1) / self.warmup)
+        warm = min(1.0, (step + 1) / max(self.warmup, 1))
         return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
@@ -61,41 +64,55 @@ def train(
     (bit-equal to never having stopped); appends rows of numbers to `directory/log.jsonl` and hands them to `report`.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    optimiser = torch.optim.AdamW(
-        _groups(model, config.weight_decay), config.learning_rate, betas=(0.9, 0.95), fused=False
-    )
+    optimisers = _optimisers(model, config)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     generator = torch.Generator().manual_seed(config.seed)
-    start = _resume(directory / "checkpoint.pt", model, optimiser, average, generator)
+    start = _resume(directory / "checkpoint.pt", model, optimisers, average, generator)
     began = time.monotonic()
     for step in range(start, config.steps):
-        for group in optimiser.param_groups:
+        for group in (group for optimiser in optimisers for group in optimiser.param_groups):
             group["lr"] = config.rate(step)
         numbers = objective(source(step), generator)
         numbers["loss"].backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         _blend(average, model, min(config.average, (1 + step) / (10 + step)))
         last = step + 1 == config.steps
         if (step + 1) % config.log_every == 0 or last:
-            row = {"step": step + 1, **{name: float(value.detach()) for name, value in numbers.items()}, "norm": float(norm)}
+            row = {
+                "step": step + 1,
+                **{name: float(value.detach()) for name, value in numbers.items()},
+                "norm": float(norm),
+            }
             row["seconds_per_step"] = (time.monotonic() - began) / (step + 1 - start)
             _log(directory, row, report)
         if (step + 1) % config.save_every == 0 or last:
-            _save(directory / "checkpoint.pt", model, optimiser, average, generator, step + 1)
+            _save(directory / "checkpoint.pt", model, optimisers, average, generator, step + 1)
             if held:
                 _log(directory, {"step": step + 1, **_with_weights(model, average, held)}, report)
     return average
 
 
-def _groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; vectors (biases, norms, modulation) do not."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+def _optimisers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the named matrices, AdamW for the rest; matrices and modulation tables decay, vectors do not."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    fast = [p for name, p in trained if config.muon and config.muon in name and p.ndim == 2]
+    chosen = {id(p) for p in fast}
+    rest = [p for _, p in trained if id(p) not in chosen]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
+    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, 0.95))]
+    if fast:
+        found.append(
+            torch.optim.Muon(
+                fast, config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    return found
 
 
 @torch.no_grad()
@@ -121,7 +138,7 @@ def _with_weights(model: nn.Module, average: dict[str, Tensor], held: Held) -> d
 def _save(
     path: Path,
     model: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimisers: list[torch.optim.Optimizer],
     average: dict[str, Tensor],
     generator: torch.Generator,
     step: int,
@@ -131,7 +148,7 @@ def _save(
     torch.save(
         {
             "model": model.state_dict(),
-            "optimiser": optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in optimisers],
             "average": average,
             "generator": generator.get_state(),
             "step": step,
@@ -144,7 +161,7 @@ def _save(
 def _resume(
     path: Path,
     model: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimisers: list[torch.optim.Optimizer],
     average: dict[str, Tensor],
     generator: torch.Generator,
 ) -> int:
@@ -152,7 +169,8 @@ def _resume(
         return 0
     held = torch.load(path, weights_only=True)
     model.load_state_dict(held["model"])
-    optimiser.load_state_dict(held["optimiser"])
+    for optimiser, state in zip(optimisers, held["optimisers"], strict=True):
+        optimiser.load_state_dict(state)
     average.update(held["average"])
     generator.set_state(held["generator"])
     return int(held["step"])

@@ -131,7 +131,8 @@ def _say_scene(scene: Scene, rng: random.Random) -> str:
     text = rng.choice((f"{text} {ground}", f"{text}, {ground}", f"{ground}, {text}"))
     if scene.camera:
         text += rng.choice((f", the camera pans {scene.camera}", f", camera moving {scene.camera}"))
-    return rng.choice(("", "", "", "a video of ", "we see ")) + text if not text.startswith(("on", "ag", "ov")) else text
+    opening = "" if text.startswith(("on", "ag", "ov")) else rng.choice(("", "", "", "a video of ", "we see "))
+    return opening + text
 
 
 def _noun(thing: Thing, rng: random.Random) -> str:

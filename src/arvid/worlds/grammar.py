@@ -7,6 +7,7 @@ Does not know: pixels, seconds, models. `parse` is the only reader of prompts; `
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 THING_COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "cyan")
@@ -177,23 +178,25 @@ _PHRASES = (
 )
 
 
-def _index(table: dict[str, tuple[str, ...]]) -> dict[str, str]:
+def _index(table: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     return {word: name for name, words in table.items() for word in words}
 
 
-_SHAPE, _COLOUR, _GROUND, _SIZE = map(_index, (SHAPE_WORDS, COLOUR_WORDS, GROUND_WORDS, SIZE_WORDS))
-_SPEED, _WAY, _AXIS, _TURN, _TEXTURE = map(_index, (SPEED_WORDS, WAY_WORDS, AXIS_WORDS, TURN_WORDS, TEXTURE_WORDS))
+_SHAPE, _COLOUR, _GROUND, _SIZE = (_index(table) for table in (SHAPE_WORDS, COLOUR_WORDS, GROUND_WORDS, SIZE_WORDS))
+_SPEED, _WAY, _AXIS, _TURN, _TEXTURE = (
+    _index(table) for table in (SPEED_WORDS, WAY_WORDS, AXIS_WORDS, TURN_WORDS, TEXTURE_WORDS)
+)
 _VERBS = {
-    **{verb: "move" for verb in (*MOVE_VERBS, *FALL_VERBS)},
-    **{verb: "bounce" for verb in BOUNCE_VERBS},
-    **{verb: "orbit" for verb in ORBIT_VERBS},
-    **{word: "still" for word in STILL_WORDS},
+    **dict.fromkeys((*MOVE_VERBS, *FALL_VERBS), "move"),
+    **dict.fromkeys(BOUNCE_VERBS, "bounce"),
+    **dict.fromkeys(ORBIT_VERBS, "orbit"),
+    **dict.fromkeys(STILL_WORDS, "still"),
 }
 _CHANGES = {
-    **{word: "stop" for word in STOP_WORDS},
-    **{word: "reverse" for word in REVERSE_WORDS},
-    **{word: "vanish" for word in VANISH_WORDS},
-    **{word: "recolour" for word in RECOLOUR_WORDS},
+    **dict.fromkeys(STOP_WORDS, "stop"),
+    **dict.fromkeys(REVERSE_WORDS, "reverse"),
+    **dict.fromkeys(VANISH_WORDS, "vanish"),
+    **dict.fromkeys(RECOLOUR_WORDS, "recolour"),
 }
 _KNOWN = set().union(
     _SHAPE, _COLOUR, _GROUND, _SIZE, _SPEED, _WAY, _AXIS, _TURN, _TEXTURE, _VERBS, _CHANGES,

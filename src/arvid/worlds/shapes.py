@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import zlib
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -75,7 +76,7 @@ def takes(prompt: str, seed: int, frames: int) -> list[Take]:
     count = len(story.acts)
     edges = [round(frames * act / count) for act in range(count + 1)]
     result: list[Take] = []
-    for (start, stop), act in zip(zip(edges, edges[1:], strict=False), story.acts, strict=True):
+    for (start, stop), act in zip(pairwise(edges), story.acts, strict=True):
         if isinstance(act, Scene):
             result.append(_open(act, start, stop, rng))
         else:
@@ -189,7 +190,9 @@ def _continue(track: Track, thing: Thing, back: bool, length: int) -> np.ndarray
         return _path(thing, start, np.ones(2), length + 1)[1:]
     sign = -1.0 if back else 1.0
     if motion.kind == "bounce":
-        return _reflect(spot + sign * time * step, reach(thing))
+        # Only the signs of the last step are kept: a step that folded at a wall is shorter than the pace.
+        heading = np.where(step < 0, -1.0, 1.0) * np.array(_AXES[motion.way]) * SPEEDS[motion.speed]
+        return _reflect(spot + sign * time * heading, reach(thing))
     if motion.kind == "orbit":
         turn = sign * (1.0 if motion.way == "clockwise" else -1.0) * SPEEDS[motion.speed] / ORBIT_RADIUS
         before = path[-2] if len(path) > 1 else spot
@@ -299,5 +302,3 @@ def backdrop(background: Background, size: int) -> np.ndarray:
         sign = -1.0 if first.mean() > 128 else 1.0
         return first + sign * TEXTURE_CONTRAST * (0.5 + 0.5 * pattern[..., None])
     return np.broadcast_to(first, (size, size, 3)).copy()
-
-

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from arvid.layers.attention import attend
 from arvid.layers.norms import RMSNorm, plain_norm
 from arvid.layers.rope import angles, rotate
-from arvid.types import Condition, Estimate, Memory, Span, View
+from arvid.types import Condition, Estimate, Span, View
 
 TRAIN_STEPS = 1000
 CONTEXTS_KEPT = 4
@@ -72,11 +74,11 @@ class SelfAttention(nn.Module):
         q = self.norm_q(self.q(x_BLD)).unflatten(-1, split)
         k = self.norm_k(self.k(x_BLD)).unflatten(-1, split)
         v = self.v(x_BLD).unflatten(-1, split)
-        keys, values = rotate(k, reading.angles_LED), v
+        keys, values = rotate(k, reading.angles_LE), v
         past = reading.view.read(layer, reading.rotate_past)
         if past is not None:
             keys, values = torch.cat([past[0], keys], 1), torch.cat([past[1], v], 1)
-        out = attend(rotate(q, reading.angles_LED), keys, values, reading.mask_LM)
+        out = attend(rotate(q, reading.angles_LE), keys, values, reading.mask_LM)
         return self.o(out.flatten(2)), (k, v)
 
 
@@ -123,13 +125,13 @@ class WanBlock(nn.Module):
         """The residual stream (fp32) and what the past would need of these frames."""
         dtype, frames = self.self_attn.q.weight.dtype, x_BTPD.shape[1]
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + time_BT6D.float()).unsqueeze(3).unbind(2)
-        h = (plain_norm(x_BTPD, EPS) * (1 + scale1) + shift1).to(dtype)
+        h = torch.addcmul(shift1, plain_norm(x_BTPD, EPS), 1 + scale1).to(dtype)
         y, memory = self.self_attn(h.flatten(1, 2), layer, reading)
-        x_BTPD = x_BTPD + y.unflatten(1, (frames, -1)) * gate1
+        x_BTPD = torch.addcmul(x_BTPD, y.unflatten(1, (frames, -1)).float(), gate1)
         h = nn.functional.layer_norm(x_BTPD, x_BTPD.shape[-1:], self.norm3.weight.float(), self.norm3.bias.float(), EPS)
         x_BTPD = x_BTPD + self.cross_attn(h.to(dtype).flatten(1, 2), text).unflatten(1, (frames, -1))
-        h = (plain_norm(x_BTPD, EPS) * (1 + scale2) + shift2).to(dtype)
-        return x_BTPD + self.ffn(h) * gate2, memory
+        h = torch.addcmul(shift2, plain_norm(x_BTPD, EPS), 1 + scale2).to(dtype)
+        return torch.addcmul(x_BTPD, self.ffn(h).float(), gate2), memory
 
 
 class Head(nn.Module):
@@ -152,7 +154,7 @@ class Reading:
     def __init__(self, view: View, frames: tuple[int, ...], grid: tuple[int, int], head_size: int, x: Tensor) -> None:
         self.view = view
         self._grid, self._head_size, self._device = grid, head_size, x.device
-        self.angles_LED = angles(frames, *grid, head_size, x.device)
+        self.angles_LE = angles(frames, *grid, head_size, x.device)
         mask = view.mask(frames)
         tokens = grid[0] * grid[1]
         self.mask_LM = (
@@ -214,14 +216,17 @@ class CausalWan(nn.Module):
                 f"text embedding has width {text_BSD.shape[-1]}, this model expects {self.config.text_dim}; "
                 "use the text encoder the model was trained with"
             )
-        text = self.text_embedding(text_BSD.to(self.text_embedding[0].weight.dtype))
+        text = self.text_embedding(text_BSD.to(_dtype(self.text_embedding)))
         return tuple(block.cross_attn.read_text(text) for block in self._blocks())
 
     def _blocks(self) -> list[WanBlock]:
         return [block for block in self.blocks if isinstance(block, WanBlock)]
 
     def context(self, condition: Condition) -> Context:
-        """`read_text` of a condition, kept for the last few prompts."""
+        """`read_text` of a condition, kept for the last few prompts while the weights stay as they are; never kept
+        where gradients flow (a graph is walked back once)."""
+        if torch.is_grad_enabled():
+            return self.read_text(condition.text_BLD)
         held = self._contexts.get(id(condition))
         if held is None or held[0] is not condition:
             held = (condition, self.read_text(condition.text_BLD))
@@ -229,6 +234,16 @@ class CausalWan(nn.Module):
             if len(self._contexts) > CONTEXTS_KEPT:
                 self._contexts.popitem(last=False)
         return held[1]
+
+    def train(self, mode: bool = True) -> CausalWan:
+        """Switch between training and evaluation; text keys of older weights are forgotten."""
+        self._contexts.clear()
+        return super().train(mode)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in torch; text keys of older weights are forgotten."""
+        self._contexts.clear()
+        return super().load_state_dict(state_dict, strict, assign)
 
     def __call__(self, z_BTCHW: Tensor, sigma_BT: Tensor, condition: Condition, view: View, span: Span) -> Estimate:
         """Flow and memory of the frames of `span` (see `arvid.types.Denoiser`)."""
@@ -264,7 +279,7 @@ class CausalWan(nn.Module):
         half = self.config.freq_dim // 2
         rate = torch.exp(-math.log(10000.0) * torch.arange(half, device=sigma_BT.device, dtype=torch.float64) / half)
         angle = TRAIN_STEPS * sigma_BT.double()[..., None] * rate
-        wave = torch.cat([angle.cos(), angle.sin()], -1).to(self.time_embedding[0].weight.dtype)
+        wave = torch.cat([angle.cos(), angle.sin()], -1).to(_dtype(self.time_embedding))
         return self.time_embedding(wave)
 
     def _patches(self, z_BTCHW: Tensor) -> Tensor:
@@ -283,3 +298,8 @@ class CausalWan(nn.Module):
         return cells.permute(0, 1, 6, 2, 4, 3, 5).reshape(
             batch, frames, self.config.out_dim, grid[0] * ph, grid[1] * pw
         )
+
+
+def _dtype(layers: nn.Module) -> torch.dtype:
+    """The dtype of a stack's weights."""
+    return next(layers.parameters()).dtype

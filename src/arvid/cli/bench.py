@@ -1,0 +1,101 @@
+"""`arvid bench`: measure, and leave a table, a JSON report and a page.
+
+Knows: arguments and files. Does not know: how a run goes (`cli.bench_speculation`) or what is measured (`arvid.evals`).
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from arvid.cli import options
+from arvid.cli.places import writable
+
+STOPPED = 130
+
+app = typer.Typer(help="Measure speed and quality.", no_args_is_help=True)
+
+
+@app.callback()
+def bench() -> None:
+    """Measure speed and quality."""
+
+
+@app.command("speculation")
+def speculation(
+    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts.")] = 64,
+    seeds: Annotated[int, typer.Option(min=1, help="Videos of each prompt by each policy.")] = 1,
+    seconds: options.Seconds = 5.0,
+    policy: Annotated[
+        list[str] | None, typer.Option("--policy", metavar="SPEC", help="A router to compare; repeat for more.")
+    ] = None,
+    policies: Annotated[Path | None, typer.Option(metavar="FILE", help="Routers to compare, one per line.")] = None,
+    levels: Annotated[str, typer.Option(help="Levels of the prompt grammar: 1-2, or 1,3.")] = "1-2",
+    quick: Annotated[bool, typer.Option("--quick", help="End within two minutes: fewer prompts and policies.")] = False,
+    model: options.Model = "embedded",
+    device: options.Device = "cpu",
+    threads: options.Threads = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report here.")] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the page here.")] = None,
+) -> None:
+    """Compare routers of speculative generation over the same held-out prompts and seeds.
+
+    Without --policy and --policies: those of the benchmark. Ctrl-C ends the run and reports its complete rounds.
+    """
+    begin = time.monotonic()
+    for path in filter(None, (json_file, html_file)):
+        _check_place(path)
+    named = (*(policy or ()), *(_read_policies(policies) if policies else ()))
+    # What is heavy is imported when it is needed: `arvid --help` answers at once.
+    from arvid.cli import bench_speculation as running
+    from arvid.cli import families
+
+    wanted = running.Wanted(prompts, seeds, seconds, named, _levels(levels), quick)
+    families.set_up(threads)
+    report, videos = running.Bench(families.open_pipeline(model, "", device), wanted, begin).run()
+    if not videos:
+        typer.echo("interrupted before every policy had made one video; nothing to report", err=True)
+        raise typer.Exit(STOPPED)
+    if json_file:
+        running.write(json_file, running.as_text(report))
+    if html_file:
+        from arvid.evals import page
+
+        running.write(html_file, page.render(report, videos))
+    running.show(report)
+    if report["config"]["interrupted"]:
+        raise typer.Exit(STOPPED)
+
+
+def _levels(text: str) -> tuple[int, ...]:
+    """1-2 or 1,3 as numbers."""
+    try:
+        low, dash, high = text.partition("-")
+        found = tuple(range(int(low), int(high) + 1)) if dash else tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"--levels {text!r}; expected levels from 1 to 4 like 1-2 or 1,3") from error
+    if not found or not set(found) <= {1, 2, 3, 4}:
+        raise ValueError(f"--levels {text!r}; expected levels from 1 to 4 like 1-2 or 1,3")
+    return found
+
+
+def _read_policies(path: Path) -> tuple[str, ...]:
+    """Policies of a file, one per line; what follows a # is a remark."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the policies in {path} ({error}); give a text file") from error
+    found = tuple(filter(None, (line.partition("#")[0].strip() for line in lines)))
+    if not found:
+        raise ValueError(f"no policy in {path}; write one per line, like reward:tau=q50")
+    return found
+
+
+def _check_place(path: Path) -> None:
+    """Before minutes of work: can the file be written at all?"""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file in it")
+    writable(path.absolute().parent)

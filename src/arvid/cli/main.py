@@ -1,0 +1,87 @@
+"""The command line: `arvid VERB`.
+
+Knows: the verbs, the environment, and how an error becomes one line and an exit code. Does not know: what a verb does
+(one file each; they import what is heavy only when they run, so that help answers at once).
+
+Exit codes: 0 done, 1 something failed that should not have, 2 the input was wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from arvid.cli import bench, demo, generate, options, train
+
+INPUT_WRONG, INTERRUPTED = 2, 130
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "0",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""What is set before torch and transformers are imported, unless the caller has set it: waiting threads sleep instead
+of spinning (on few cores that is half of the time), and nobody else draws progress bars."""
+
+
+class Careful(TyperGroup):
+    """Turns what the library says about wrong input into one line on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a verb. ValueError and OSError end with code 2, an interrupt with 130; anything else is a fault of ours
+        and keeps its traceback."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except (ValueError, OSError) as error:
+            typer.echo(f"error: {one_line(error)}", err=True)
+            raise typer.Exit(INPUT_WRONG) from error
+        except KeyboardInterrupt as error:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from error
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+app = typer.Typer(
+    cls=Careful, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)  # fmt: skip
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"arvid {options.version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def prepare(
+    version_asked: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Autoregressive video generation that streams, steers and speculates."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+app.command("generate")(generate.generate)
+app.command("demo")(demo.demo)
+app.command("train")(train.train)
+app.add_typer(bench.app, name="bench")
+
+
+def main() -> None:
+    """The entry point of the package."""
+    app(prog_name="arvid", args=sys.argv[1:])

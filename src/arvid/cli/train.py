@@ -1,0 +1,117 @@
+"""`arvid train`: the stages of a recipe, one after the other, shown as they go.
+
+Knows: which recipes there are, how a stage is chosen and shown. Does not know: what a stage does, when it is done (it
+resumes by itself).
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any
+
+import typer
+
+from arvid.cli.options import Quiet, Threads
+from arvid.cli.places import writable
+
+RECIPES = {"embedded": "arvid.recipes.embedded"}
+"""Recipes by name, and the module that holds their `Sizes` and `STAGES`."""
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help=f"One of: {', '.join(RECIPES)}.")],
+    stage: Annotated[
+        list[str] | None,
+        typer.Option("--stage", metavar="NAME", help="A stage; may be repeated. Default: all."),
+    ] = None,
+    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where runs and checkpoints are kept.")] = Path(
+        "runs"
+    ),
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", min=1, metavar="N", help="Steps of the chosen stages, not the recipe's."),
+    ] = None,
+    threads: Threads = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Train the parts of a family. A killed run goes on where it was when the same command is given again."""
+    if recipe not in RECIPES:
+        raise ValueError(f"unknown recipe {recipe!r}; known: {', '.join(RECIPES)}")
+    runs = runs.absolute()
+    writable(runs if runs.is_dir() else runs.parent)
+    from arvid.cli.families import set_up
+
+    module = importlib.import_module(RECIPES[recipe])
+    chosen = stage or list(module.STAGES)
+    for name in chosen:
+        if name not in module.STAGES:
+            raise ValueError(f"recipe {recipe!r} has no stage {name!r}; its stages: {', '.join(module.STAGES)}")
+    sizes = _sized(module.Sizes(), chosen, steps)
+    set_up(threads)
+    runs.mkdir(exist_ok=True)
+    for name in chosen:
+        with Watch(name, _length(sizes, name), quiet) as watch:
+            module.STAGES[name](runs, sizes, watch.report)
+
+
+def _sized(sizes: Any, stages: list[str], steps: int | None) -> Any:
+    """The recipe's sizes with the steps of the chosen stages replaced."""
+    if steps is None:
+        return sizes
+    known = {field.name for field in fields(sizes)}
+    changed = [f"{name}_steps" for name in stages if f"{name}_steps" in known]
+    if not changed:
+        stepped = [name.removesuffix("_steps") for name in sorted(known) if name.endswith("_steps")]
+        raise ValueError(f"--steps {steps}, but stage {', '.join(stages)} takes none; these do: {', '.join(stepped)}")
+    return replace(sizes, **dict.fromkeys(changed, steps))
+
+
+def _length(sizes: Any, stage: str) -> int:
+    """Steps (or clips) a stage will count to, 0 when it does not say."""
+    values: dict[str, int] = {field.name: vars(sizes)[field.name] for field in fields(sizes)}
+    return values.get(f"{stage}_steps", values.get(stage, 0))
+
+
+class Watch:
+    """Shows what a stage reports: a bar on a terminal, a line per report elsewhere."""
+
+    def __init__(self, stage: str, length: int, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._stage, self._length, self._quiet = stage, length, quiet
+        console = Console(stderr=True)
+        self._terminal = console.is_terminal and not quiet
+        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"))
+        self._bar = Progress(
+            TextColumn("{task.description}"), *columns, console=console, disable=not self._terminal,
+            refresh_per_second=2,
+        )  # fmt: skip
+        self._task = self._bar.add_task(stage, total=length or None, numbers="")
+
+    def __enter__(self) -> Watch:
+        self._bar.start()
+        self._say(f"{self._stage}: begun")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        self._say(f"{self._stage}: {'done' if kind is None else 'stopped; the same command goes on from here'}")
+
+    def report(self, row: dict[str, float]) -> None:
+        """A row of numbers: `step` (or `clips`) moves the bar, the rest is shown."""
+        at = int(row.get("step", row.get("clips", 0)))
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in ("step", "clips"))
+        self._bar.update(self._task, completed=at, numbers=numbers)
+        if not self._terminal:
+            self._say(f"{self._stage}: {at}{f'/{self._length}' if self._length else ''}  {numbers}".rstrip())
+
+    def _say(self, line: str) -> None:
+        if not self._quiet and not self._terminal:
+            print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,95 @@
+"""A family on disk: a directory with a card, the weights of its parts, and nothing executable.
+
+Knows: which files a family has and what its card says. Does not know: rewards, routing, how parts work together.
+
+    card.json            sizes, steps, past, proportions (`Card`)
+    target.safetensors   drafter.safetensors   vae.safetensors
+    text/                tokenizer and text encoder
+    reward/              frame reward (read by the pipeline)
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from arvid.models.tae import TAEConfig, TinyAutoencoder
+from arvid.models.wan.transformer import CausalWan, WanConfig
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a family is and how it wants to be run: latent frames per block and in training, pixel size, frames per
+    second, passes and their step rule, cache policy, and the constructor arguments of its parts."""
+
+    name: str
+    block: int
+    trained_frames: int
+    size: tuple[int, int]
+    fps: int
+    steps: int
+    step: str
+    past: str
+    router: str
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def read_card(directory: Path) -> Card:
+    """The card of a family. Raises ValueError when it is missing or not a card."""
+    path = directory / "card.json"
+    if not path.is_file():
+        raise ValueError(f"no model family in {directory}: card.json is missing; point --model at a family directory")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        width, height = found.pop("size")
+        return Card(size=(int(width), int(height)), **found)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is not a family card ({error}); fetch the family again") from error
+
+
+def fill(model: nn.Module, path: Path) -> None:
+    """Load safetensors weights into a model, strictly.
+
+    Raises ValueError when the file is missing, damaged or of another model, with the first differing names.
+    """
+    if not path.is_file():
+        raise ValueError(f"weights missing: {path}; fetch the family again")
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); fetch the family again") from error
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in weights.items()}
+    if wanted != given:
+        missing, surplus = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+        bent = sorted(name for name in wanted.keys() & given.keys() if wanted[name] != given[name])
+        raise ValueError(
+            f"{path} holds other weights than the card describes: missing {missing[:10]}, surplus {surplus[:10]}, "
+            f"of another shape {bent[:10]}; use the card that came with the file"
+        )
+    model.load_state_dict(weights)
+
+
+def load_transformer(directory: Path, card: Card, part: str, device: torch.device) -> CausalWan:
+    """The transformer `part` (target or drafter) in bf16, ready to run."""
+    settings = dict(card.parts[part])
+    settings["patch_size"] = tuple(settings.get("patch_size", (1, 2, 2)))
+    model = CausalWan(WanConfig(**settings))
+    fill(model, directory / f"{part}.safetensors")
+    return model.to(device, torch.bfloat16).eval().requires_grad_(False)
+
+
+def load_autoencoder(directory: Path, card: Card, device: torch.device) -> TinyAutoencoder:
+    """The autoencoder in bf16 and channels-last, ready to run."""
+    settings = {name: tuple(v) if isinstance(v, list) else v for name, v in card.parts["vae"].items()}
+    model = TinyAutoencoder(TAEConfig(**settings))
+    fill(model, directory / "vae.safetensors")
+    model = model.to(device, torch.bfloat16).to(memory_format=torch.channels_last)
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,272 @@
+"""The recipe of the embedded family: every shipped weight from a seed, stage by stage.
+
+Knows: which world, sizes, steps and seeds make the family, and in which order (text, autoencoder, latents, target,
+drafter, reward, pack). Does not know: losses (train/), networks (models/), how a run is shown (cli/).
+Every stage reads and writes below one runs directory, resumes after a kill, and ends with its part as safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from arvid.caches.window import Window
+from arvid.models.family import Card
+from arvid.models.tae import TAEConfig, TinyAutoencoder
+from arvid.models.text import TextEncoder
+from arvid.models.wan.presets import EMBEDDED_DRAFTER, EMBEDDED_TARGET
+from arvid.models.wan.transformer import CausalWan, WanConfig
+from arvid.train.autoencoder import Decoding, Reconstruction, psnr
+from arvid.train.flow import FlowBatch, TeacherForcing
+from arvid.train.text import Captions, Reader, Reading, accuracy, vocabulary
+from arvid.train.trainer import TrainConfig, train
+from arvid.worlds import captions, shapes
+
+Report = Callable[[dict[str, float]], None]
+FRAMES, PIXEL_FRAMES, BLOCK, WINDOW = 21, 81, 3, 9
+LEVELS = (1, 2, 2)
+"""Levels of the grammar the pair is trained on: one third one thing, two thirds two things."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything; the defaults made the shipped weights."""
+
+    text_steps: int = 1700
+    clips: int = 2400
+    vae_steps: int = 1500
+    decoder_steps: int = 2000
+    latents: int = 7000
+    target_steps: int = 2300
+    drafter_steps: int = 2000
+    batch: int = 8
+
+
+# ---------------------------------------------------------------- data
+
+
+def clip(job: tuple[int, bool, tuple[int, ...]]) -> tuple[str, np.ndarray]:
+    """Prompt and frames of the clip with a number, from the training or the held-out part."""
+    number, held_out, levels = job
+    prompt = captions.sample(random.Random(f"{number}-{held_out}"), levels, held_out).prompt
+    return prompt, shapes.render(prompt, number, PIXEL_FRAMES)
+
+
+def clips(count: int, held_out: bool, levels: tuple[int, ...], start: int = 0) -> tuple[list[str], np.ndarray]:
+    """`count` prompts and their frames [count, 81, 64, 64, 3] uint8, rendered on all cores."""
+    jobs = [(number, held_out, levels) for number in range(start, start + count)]
+    with ProcessPoolExecutor() as pool:
+        made = list(pool.map(clip, jobs, chunksize=32))
+    return [prompt for prompt, _ in made], np.stack([frames for _, frames in made])
+
+
+def to_pixels(frames: np.ndarray) -> Tensor:
+    """uint8 [..., H, W, 3] -> fp32 [..., 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(frames).movedim(-1, -3).float() / 127.5 - 1
+
+
+# ---------------------------------------------------------------- stages
+
+
+def text(runs: Path, sizes: Sizes, report: Report) -> None:
+    """The text encoder: learns to say what a caption describes; its embeddings are then frozen."""
+    torch.manual_seed(0)
+    encoder = TextEncoder.build(vocabulary())
+    reader = Reader(encoder.train(), encoder.width)
+    unknown = encoder.tokenizer.unk_token_id
+    held = Captions(encoder.tokens, unknown, 128, (1, 2), held_out=True)
+    config = TrainConfig(sizes.text_steps, learning_rate=2e-3, average=0.998, save_every=300, log_every=50)
+    source = Captions(encoder.tokens, unknown, 64)
+    average = train(
+        reader, Reading(reader), source, config, runs / "text" / "train", lambda _: accuracy(reader, held, 4), report
+    )
+    reader.load_state_dict(average)
+    encoder.save(runs / "text" / "encoder")
+
+
+def autoencoder(runs: Path, sizes: Sizes, report: Report) -> None:
+    """The autoencoder, on windows of nine frames of clips of all levels; then the statistics of its latents."""
+    _, pool = clips(sizes.clips, False, (1, 2, 2, 3, 4))
+    _, held = clips(48, True, (1, 2, 2, 3, 4))
+
+    def source(step: int) -> Tensor:
+        rng = np.random.default_rng([7, step])
+        which, starts = rng.integers(0, len(pool), 16), rng.integers(0, PIXEL_FRAMES - 8, 16)
+        return to_pixels(np.stack([pool[i, s : s + 9] for i, s in zip(which, starts, strict=True)]))
+
+    torch.manual_seed(0)
+    model = TinyAutoencoder().to(memory_format=torch.channels_last).train()
+    config = TrainConfig(sizes.vae_steps, learning_rate=2e-3, average=0.995, weight_decay=0.0)
+    held_pixels = to_pixels(held)
+
+    def numbers(_: object) -> dict[str, float]:
+        return {"held_psnr": reconstruction_psnr(model, held_pixels)}
+
+    average = train(model, Reconstruction(model), source, config, runs / "vae", numbers, report)
+    model.load_state_dict(average)
+    measure_latents(model.eval(), to_pixels(pool[:256]))
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, runs / "vae" / "vae.safetensors")
+
+
+@torch.inference_mode()
+def reconstruction_psnr(model: TinyAutoencoder, v_BTCHW: Tensor) -> float:
+    """PSNR in dB of encoding and decoding, over all pixels of all clips."""
+    errors = []
+    for part in v_BTCHW.split(8):
+        with torch.autocast("cpu", torch.bfloat16):
+            again, _ = model.decode_raw(model.encode_raw(part))
+        errors.append((again.float().clamp(-1, 1) - part).square().mean())
+    return float(psnr(torch.stack(errors).mean()))
+
+
+@torch.inference_mode()
+def measure_latents(model: TinyAutoencoder, v_BTCHW: Tensor) -> None:
+    """Set the per-channel mean and deviation that normalise latents."""
+    with torch.autocast("cpu", torch.bfloat16):
+        z = torch.cat([model.encode_raw(part).float() for part in v_BTCHW.split(8)])
+    model.latent_mean.copy_(z.mean((0, 1, 3, 4)))
+    model.latent_std.copy_(z.std((0, 1, 3, 4)))
+
+
+def load_autoencoder(runs: Path) -> TinyAutoencoder:
+    """The trained autoencoder in bf16, ready to encode."""
+    model = TinyAutoencoder()
+    model.load_state_dict(load_file(runs / "vae" / "vae.safetensors"))
+    return model.to(torch.bfloat16).to(memory_format=torch.channels_last).eval()
+
+
+def decoder(runs: Path, sizes: Sizes, report: Report) -> None:
+    """The decoder alone, longer: the encoder stays as it is, so the latents that transformers learn stay valid."""
+    model = TinyAutoencoder().to(memory_format=torch.channels_last)
+    model.load_state_dict(load_file(runs / "vae" / "vae.safetensors"))
+    _, pool = clips(sizes.clips // 3, False, (1, 2, 2, 3, 4), 50000)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        encoded = torch.cat([model.encode_raw(to_pixels(part)) for part in np.array_split(pool, len(pool) // 8)]).float()
+    encoded = encoded.clone()
+    _, held = clips(32, True, (1, 2, 2), 900)
+    held_pixels = to_pixels(held)
+
+    def source(step: int) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng([13, step])
+        which, starts = rng.integers(0, len(pool), 12), rng.integers(0, FRAMES - 2, 12)
+        places = list(zip(which, starts, strict=True))
+        # A stream that starts at latent s shows the last frame of that latent, pixel frame 4 s, and what follows.
+        pixels = np.stack([pool[i, 4 * s : 4 * s + 9] for i, s in places])
+        return torch.stack([encoded[i, s : s + 3] for i, s in places]), to_pixels(pixels)
+
+    for p in model.encoder.parameters():
+        p.requires_grad_(False)
+    config = TrainConfig(sizes.decoder_steps, learning_rate=1e-3, average=0.995, weight_decay=0.0, save_every=200)
+    average = train(
+        model.train(), Decoding(model), source, config, runs / "decoder",
+        lambda _: {"held_psnr": reconstruction_psnr(model, held_pixels)}, report,
+    )  # fmt: skip
+    save_file({k: v.contiguous() for k, v in average.items()}, runs / "decoder" / "vae.safetensors")
+
+
+SHARD = 500
+
+
+def latents(runs: Path, sizes: Sizes, report: Report) -> None:
+    """Latents and text embeddings of training clips, in shards that are skipped when they exist."""
+    model, encoder = load_autoencoder(runs), TextEncoder.load(runs / "text" / "encoder")
+    directory = runs / "latents"
+    directory.mkdir(parents=True, exist_ok=True)
+    for start in range(0, sizes.latents, SHARD):
+        path = directory / f"{start:06d}.safetensors"
+        if path.exists():
+            continue
+        prompts, pool = clips(SHARD, False, LEVELS, 100000 + start)
+        with torch.inference_mode():
+            z = torch.cat([model.encode(to_pixels(part)) for part in np.split(pool, SHARD // 10)]).to(torch.float16)
+            words = torch.cat([encoder.encode(prompts[i : i + 50]) for i in range(0, SHARD, 50)]).to(torch.float16)
+        part = path.with_suffix(".part")
+        save_file({"latents": z, "text": words}, part, metadata={"prompts": json.dumps(prompts)})
+        part.rename(path)
+        report({"clips": float(start + SHARD)})
+
+
+def flow(runs: Path, name: str, config: WanConfig, steps: int, batch: int, rate: float, report: Report) -> None:
+    """A transformer by teacher forcing on the latents of `latents`."""
+    shards = [load_file(path) for path in sorted((runs / "latents").glob("*.safetensors"))]
+    z = torch.cat([shard["latents"] for shard in shards])
+    words = torch.cat([shard["text"] for shard in shards])
+
+    def source(step: int) -> FlowBatch:
+        rng = np.random.default_rng([11, step])
+        which = torch.from_numpy(rng.integers(0, len(z), batch))
+        return FlowBatch(z[which].float(), words[which].float())
+
+    model = CausalWan(config)
+    model.initialise(torch.Generator().manual_seed(0))
+    objective = TeacherForcing(model, FRAMES, BLOCK, Window(WINDOW))
+    settings = TrainConfig(
+        steps, learning_rate=rate, warmup=100, average=0.997, weight_decay=0.02, save_every=100, muon="blocks."
+    )
+    average = train(model, objective, source, settings, runs / name, None, report)
+    save_file({k: v.to(torch.bfloat16).contiguous() for k, v in average.items()}, runs / name / "model.safetensors")
+
+
+def target(runs: Path, sizes: Sizes, report: Report) -> None:
+    """The target."""
+    flow(runs, "target", EMBEDDED_TARGET, sizes.target_steps, sizes.batch, 1.2e-3, report)
+
+
+def drafter(runs: Path, sizes: Sizes, report: Report) -> None:
+    """The drafter: same data, same objective, a fraction of the size."""
+    flow(runs, "drafter", EMBEDDED_DRAFTER, sizes.drafter_steps, sizes.batch, 1.5e-3, report)
+
+
+def pack(runs: Path, sizes: Sizes, report: Report) -> None:
+    """Put the family together in `runs/family`, in the layout of `models.family`: bf16 weights and the card."""
+    out = runs / "family"
+    out.mkdir(parents=True, exist_ok=True)
+    TextEncoder.load(runs / "text" / "encoder").save(out / "text")
+    vae = load_file(runs / "decoder" / "vae.safetensors")
+    save_file({name: value.to(torch.bfloat16).contiguous() for name, value in vae.items()}, out / "vae.safetensors")
+    for part in ("target", "drafter"):
+        shutil.copyfile(runs / part / "model.safetensors", out / f"{part}.safetensors")
+    shutil.copytree(runs / "reward" / "model", out / "reward", dirs_exist_ok=True)
+    (out / "card.json").write_text(json.dumps(asdict(CARD), indent=2) + "\n", encoding="utf-8")
+    report({"bytes": float(sum(path.stat().st_size for path in out.rglob("*") if path.is_file()))})
+
+
+CARD = Card(
+    name="embedded",
+    block=BLOCK,
+    trained_frames=FRAMES,
+    size=(shapes.SIZE, shapes.SIZE),
+    fps=shapes.FPS,
+    steps=4,
+    step="euler",
+    past=f"window:frames={WINDOW}",
+    router="refine:levels=0.8",
+    parts={
+        "target": asdict(EMBEDDED_TARGET),
+        "drafter": asdict(EMBEDDED_DRAFTER),
+        "vae": asdict(TAEConfig()),
+        "reward": {},
+    },
+)
+
+Stage = Callable[[Path, Sizes, Report], None]
+STAGES: dict[str, Stage] = {
+    "text": text,
+    "vae": autoencoder,
+    "latents": latents,
+    "decoder": decoder,
+    "target": target,
+    "drafter": drafter,
+    "pack": pack,
+}
+"""Stages in the order in which they need each other."""

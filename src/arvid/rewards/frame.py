@@ -1,0 +1,216 @@
+"""The frame reward: how far a single frame is a faithful, clean picture of a prompt.
+
+Knows: a small network of convolutions whose picture cells and the prompt's tokens look at each other, and the
+directory it is kept in. Does not know: where token embeddings come from (a callable), how it was trained, who asks.
+It plays the part that ImageReward (2304.05977) plays in speculative video generation: it sees one frame at a time, so
+it is blind to motion.
+
+Legend: N frames, B videos, T frames of a video, C channels, H height, W width, L tokens, D width; v_BTCHW in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+Read = Callable[[list[str]], Tensor]
+"""Prompts to token embeddings [B, L, D], zero beyond each prompt's last token."""
+NEVER = -100.0
+"""Stands for minus infinity where a maximum is taken."""
+REMEMBERED = 8
+"""How many prompts' embeddings are kept."""
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+@dataclass(frozen=True)
+class FrameRewardConfig:
+    """Frames are judged at `size` x `size`; `widths` of the maps at 1/2, 1/4 and 1/8 of it, `blocks` residual blocks
+    on each; in each of `rounds` the cells of the last map look at the tokens and, but for the last, tokens at cells.
+    Beside that, what the picture shows and what the prompt says are compared concept by concept."""
+
+    size: int = 64
+    text_width: int = 128
+    widths: tuple[int, int, int] = (32, 64, 96)
+    blocks: tuple[int, int, int] = (0, 1, 1)
+    rounds: int = 2
+    heads: int = 3
+    concepts: int = 96
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return F.relu(x_NCHW + self.second(F.relu(self.first(x_NCHW))), inplace=True)
+
+
+class _Look(nn.Module):
+    """Cross-attention: every query adds what it finds among the keys and how that agrees, channel by channel, with
+    what it is itself; without the product, whether two things are the same is learned very slowly."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before_query = nn.LayerNorm(width)
+        self.before_key = nn.LayerNorm(width)
+        self.query = nn.Linear(width, 2 * width, bias=False)
+        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.out = nn.Linear(2 * width, width, bias=False)
+
+    def forward(self, x_NLD: Tensor, y_NMD: Tensor, mask_NM: Tensor | None) -> Tensor:
+        query_NLD, own_NLD = self.query(self.before_query(x_NLD)).chunk(2, -1)
+        q_NHLD = query_NLD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k_NHMD, v_NHMD = (
+            self.key_value(self.before_key(y_NMD)).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )
+        count = len(q_NHLD)
+        mask = None if mask_NM is None else mask_NM[:, None, None]
+        seen_NHLD = F.scaled_dot_product_attention(
+            q_NHLD, k_NHMD.expand(count, -1, -1, -1), v_NHMD.expand(count, -1, -1, -1), attn_mask=mask
+        )
+        seen_NLD = seen_NHLD.transpose(1, 2).flatten(2)
+        return x_NLD + self.out(torch.cat([seen_NLD, seen_NLD * own_NLD], -1))
+
+
+class FrameReward(nn.Module):
+    """Scores frames against prompts. `read` gives the embeddings of prompts; it is no part of the weights."""
+
+    def __init__(self, read: Read, config: FrameRewardConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or FrameRewardConfig()
+        self.read = read
+        self._texts: OrderedDict[str, Tensor] = OrderedDict()
+        self.stem = _stem(self.config)
+        width, cells = self.config.widths[-1], (self.config.size // 8) ** 2
+        generator = torch.Generator().manual_seed(0)
+        self.places_LD = nn.Parameter(torch.empty(cells, width).uniform_(-0.04, 0.04, generator=generator))
+        self.cell = nn.LayerNorm(width)
+        self.word = nn.Sequential(nn.Linear(self.config.text_width, width), nn.LayerNorm(width))
+        heads, rounds = self.config.heads, self.config.rounds
+        self.to_words = nn.ModuleList(_Look(width, heads) for _ in range(rounds))
+        self.to_cells = nn.ModuleList(_Look(width, heads) for _ in range(rounds - 1))
+        self.around = nn.ModuleList(_Residual(width) for _ in range(rounds))
+        self.think = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
+            for _ in range(rounds - 1)
+        )
+        self.concepts = nn.Linear(width, self.config.concepts)
+        self.norm = nn.LayerNorm(3 * width)
+        gaps = 3 * width + 2 * self.config.concepts
+        self.head = nn.Sequential(nn.Linear(gaps, width), nn.ReLU(), nn.Linear(width, 1))
+
+    def forward(self, v_NCHW: Tensor, text_NLD: Tensor) -> Tensor:
+        """Logits [N] fp32 of frames of size `config.size` against embeddings [N or 1, L, D], zero where there is no
+        token. sigmoid(logit) is the probability that the frame is faithful and clean."""
+        return self.judge(v_NCHW, text_NLD)[0]
+
+    def judge(self, v_NCHW: Tensor, text_NLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`forward`, and the logits of the concepts that any cell of the frames shows [N, K] and that any token of the
+        prompts says [N or 1, K]."""
+        x_NLD = self.cell(self.stem(v_NCHW.contiguous(memory_format=torch.channels_last)).flatten(2).transpose(1, 2))
+        y_NMD = self.word(text_NLD.to(self.places_LD.dtype))
+        told_NM = (text_NLD != 0).any(-1)
+        seen_NK = self.concepts(x_NLD).amax(1)
+        said_NK = self.concepts(y_NMD).masked_fill(~told_NM[..., None], NEVER).amax(1)
+        seen, said = seen_NK.sigmoid(), said_NK.sigmoid()
+        gap_NK = torch.cat([seen * (1 - said), said * (1 - seen)], -1)
+        logits: Tensor = self.head(torch.cat([self._compare(x_NLD, y_NMD, told_NM), gap_NK], -1))
+        return logits[:, 0].float(), seen_NK, said_NK
+
+    def _compare(self, x_NLD: Tensor, y_NMD: Tensor, told_NM: Tensor) -> Tensor:
+        """Cells and tokens look at each other: what stands out [N, 3 D]. `told_NM` is False where there is no token."""
+        mask_NM = None if bool(told_NM.all()) else told_NM
+        side = self.config.size // 8
+        x_NLD = x_NLD + self.places_LD
+        for turn, (look, around) in enumerate(zip(self.to_words, self.around, strict=True)):
+            x_NLD = look(x_NLD, y_NMD, mask_NM)
+            x_NLD = around(x_NLD.transpose(1, 2).unflatten(2, (side, side))).flatten(2).transpose(1, 2)
+            if turn < len(self.to_cells):
+                y_NMD = self.to_cells[turn](y_NMD.expand(len(x_NLD), -1, -1), x_NLD, None)
+                y_NMD = y_NMD + self.think[turn](y_NMD)
+        words_ND = y_NMD.masked_fill(~told_NM[..., None], NEVER).amax(1).expand(len(x_NLD), -1)
+        return self.norm(torch.cat([x_NLD.amax(1), x_NLD.mean(1), words_ND], -1))
+
+    @torch.no_grad()
+    def score(self, v_BTCHW: Tensor, prompt: str) -> Tensor:
+        """Probabilities [B, T] fp32 in [0, 1] that frames in [-1, 1] are faithful, clean pictures of `prompt`. All
+        frames are one batch; frames of another size are resized first.
+
+        Raises ValueError unless `v_BTCHW` has five axes and three channels.
+        """
+        if v_BTCHW.ndim != 5 or v_BTCHW.shape[2] != 3:
+            raise ValueError(f"frames of shape {[*v_BTCHW.shape]} to score; expected [B, T, 3, H, W]")
+        size = self.config.size
+        v_NCHW = v_BTCHW.flatten(0, 1)
+        if v_NCHW.shape[-2:] != (size, size):
+            v_NCHW = F.interpolate(v_NCHW.float(), (size, size), mode="bilinear", antialias=True)
+        v_NCHW = v_NCHW.to(self.places_LD.device, self.places_LD.dtype)
+        return torch.sigmoid(self(v_NCHW, self._text(prompt))).unflatten(0, (v_BTCHW.shape[0], -1))
+
+    def _text(self, prompt: str) -> Tensor:
+        """Embedding [1, L, D] of a prompt, cut after its last token."""
+        if prompt not in self._texts:
+            text_BLD = self.read([prompt]).detach()
+            told = (text_BLD[0] != 0).any(-1)
+            length = int(told.nonzero().max()) + 1 if bool(told.any()) else 1
+            self._texts[prompt] = text_BLD[:, :length].to(self.places_LD.device, self.places_LD.dtype)
+            while len(self._texts) > REMEMBERED:
+                self._texts.popitem(last=False)
+        self._texts.move_to_end(prompt)
+        return self._texts[prompt].to(self.places_LD.device, self.places_LD.dtype)
+
+    def save(self, directory: Path) -> None:
+        """Write model.safetensors and config.json."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / CONFIG).write_text(json.dumps(asdict(self.config), indent=2) + "\n", encoding="utf-8")
+        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, directory / WEIGHTS)
+
+    @classmethod
+    def load(cls, directory: Path, read: Read) -> FrameReward:
+        """Read what `save` wrote, ready to score, in the type the weights are stored in.
+
+        Raises ValueError when a file is missing or damaged, or the weights are those of another configuration.
+        """
+        directory = Path(directory)
+        for name in (CONFIG, WEIGHTS):
+            if not (directory / name).is_file():
+                raise ValueError(f"no frame reward in {directory}: {name} is missing; train one or fetch it again")
+        try:
+            raw: dict[str, Any] = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+            raw = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
+            weights = load_file(directory / WEIGHTS)
+            model = cls(read, FrameRewardConfig(**raw))
+            model.load_state_dict(weights)
+        except (ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"the frame reward in {directory} is damaged ({line}); fetch it again") from error
+        return model.to(next(iter(weights.values())).dtype).eval()
+
+
+def _stem(config: FrameRewardConfig) -> nn.Sequential:
+    """Three strided convolutions with residual blocks between them: [N, 3, H, W] -> [N, D, H / 8, W / 8]."""
+    layers: list[nn.Module] = []
+    inputs = 3
+    for width, blocks in zip(config.widths, config.blocks, strict=True):
+        layers += [nn.Conv2d(inputs, width, 4, stride=2, padding=1), nn.ReLU()]
+        layers += [_Residual(width) for _ in range(blocks)]
+        inputs = width
+    stem = nn.Sequential(*layers)
+    for part in stem.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+    return stem

@@ -1,0 +1,333 @@
+"""`arvid generate` on a family of random weights: what it leaves, what it says, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from arvid.pipeline import Pipeline, Request, load
+from arvid.types import Block
+from arvid.video import read_video
+from oracles import toy_family
+
+Type = Callable[..., Any]
+PROMPT = "a small red circle moves right"
+
+
+def left_in(folder: Path) -> list[str]:
+    """Names of everything in a folder."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_every_file_is_written_and_they_agree(arvid: Type, toy: Path, tmp_path: Path) -> None:
+    files = ("--json", "a.json", "--latents", "a.safetensors", "--contact-sheet", "a.png")
+    result = arvid("generate", PROMPT, "--model", toy, "-o", "a.mp4", "--seconds", 1, "--seed", 3, "--scale", 2, *files)
+    assert result.exit_code == 0, result.output
+    assert left_in(tmp_path) == ["a.json", "a.mp4", "a.png", "a.safetensors"]
+    direct = Pipeline(load(toy)).generate(Request(PROMPT, 1, 3))
+    latents = load_file(tmp_path / "a.safetensors")
+    assert list(latents) == ["latents"]
+    assert latents["latents"].dtype == torch.float32
+    assert torch.equal(latents["latents"], direct.latents_BTCHW.float())
+    frames = read_video(tmp_path / "a.mp4")
+    assert frames.shape == (17, 128, 128, 3)
+    expected = ((direct.frames_BTCHW[0].float() + 1) * 127.5).movedim(1, -1).numpy()
+    assert np.abs(frames[:, ::2, ::2] - expected).mean() < 6
+    with Image.open(tmp_path / "a.png") as sheet:
+        assert min(sheet.size) > 300
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert report["totals"]["frames"] == 17
+    assert [row["latent_frames"] for row in report["blocks"]] == [[0, 3], [3, 5]]
+    assert report["config"]["seed"] == 3
+    assert report["outputs"] == {
+        "video": "a.mp4", "report": "a.json", "latents": "a.safetensors", "contact_sheet": "a.png",
+    }  # fmt: skip
+
+
+def fields_of(report: dict[str, Any]) -> set[str]:
+    """Every field of a report with the names of docs/report.md."""
+    found = {name for name in report if name not in ("config", "machine", "totals")}
+    for group in ("config", "machine", "totals"):
+        found |= {f"{group}.{name}" for name in report[group]}
+    return found.union(*report["blocks"])
+
+
+def test_the_report_has_the_fields_that_its_page_names(arvid: Type, toy: Path, project: Path) -> None:
+    result = arvid("generate", PROMPT, "--model", toy, "--seconds", 1, "--scale", 1, "--json", "a.json", "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+    page = (project / "docs" / "report.md").read_text(encoding="utf-8").split("## Demo")[0]
+    assert fields_of(json.loads(Path("a.json").read_text())) == set(re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE))
+
+
+def test_rejected_drafts_are_counted(arvid: Type, toy: Path) -> None:
+    def report(router: str) -> dict[str, Any]:
+        command = ("generate", PROMPT, "--model", toy, "--seconds", 2, "--json", "a.json", "--scale", 1)
+        result = arvid(*command, "--router", router)
+        assert result.exit_code == 0, result.output
+        return json.loads(Path("a.json").read_text())
+
+    never = report("reward:tau=2")
+    assert [row["outcome"] for row in never["blocks"]] == ["target", "redone", "redone"]
+    assert (never["totals"]["accept_rate"], never["totals"]["accept_rate_scored"]) == (0, 0)
+    assert all(draft["score"] <= 1 for row in never["blocks"][1:] for draft in row["rejected"])
+    assert never["totals"]["passes"]["drafter"] == 4
+    mended = report("reward:tau=2,repair=1")
+    assert mended["totals"]["blocks_by_outcome"] == {"target": 1, "repaired": 2}
+    always = report("reward:tau=-1")
+    assert [row["outcome"] for row in always["blocks"]] == ["target", "accepted", "accepted"]
+    assert always["totals"]["accept_rate"] == pytest.approx(2 / 3, abs=1e-3)
+    assert always["totals"]["accept_rate_scored"] == 1
+    first = report("first")
+    assert [row["outcome"] for row in first["blocks"]] == ["target", "drafted", "drafted"]
+    assert first["totals"]["accept_rate_scored"] is None
+
+
+def test_plain_lines_say_what_became_of_every_block(arvid: Type, toy: Path) -> None:
+    result = arvid("generate", PROMPT, "--model", toy, "--seconds", 2, "--scale", 1, "--router", "reward:tau=2")
+    lines = result.stderr.splitlines()
+    assert result.stdout == ""
+    assert lines[0] == PROMPT
+    assert re.fullmatch(r"block 1/3: not drafted, not scored, target, 9 frames, .* frames per second", lines[1])
+    assert re.fullmatch(r"block 2/3: drafted, score 0\.\d+, redone, 12 frames, .* frames per second", lines[2])
+    assert re.fullmatch(r"33 frames in .*; 3 blocks: 1 target, 2 redone", lines[4])
+    assert lines[5] == "wrote video.mp4"
+
+
+def test_a_seed_is_a_video(arvid: Type, toy: Path) -> None:
+    def latents(seed: int) -> torch.Tensor:
+        command = ("generate", PROMPT, "--model", toy, "--seconds", 1, "--scale", 1, "--latents", "z.safetensors")
+        assert arvid(*command, "--seed", seed).exit_code == 0
+        return load_file("z.safetensors")["latents"]
+
+    assert torch.equal(latents(1), latents(1))
+    assert not torch.equal(latents(1), latents(2))
+
+
+def test_scale_is_the_size_of_a_pixel(arvid: Type, toy: Path) -> None:
+    for words, side in (([], 512), (["--scale", 1], 64), (["--scale", 3], 192)):
+        assert arvid("generate", PROMPT, "--model", toy, "--seconds", 0.1, "-q", *words).exit_code == 0
+        assert read_video(Path("video.mp4")).shape[1:] == (side, side, 3)
+
+
+# ---------------------------------------------------------------- many prompts
+
+
+def test_prompts_from_stdin_make_numbered_files(arvid: Type, toy: Path, tmp_path: Path) -> None:
+    command = ("generate", "--prompts", "-", "--model", toy, "--seconds", 0.1, "-o", "films", "--json", "{n}.json")
+    result = arvid(*command, input="a red circle\n\n  a blue square  \n")
+    assert result.exit_code == 0, result.output
+    assert left_in(tmp_path) == ["001.json", "002.json", "films", "films/001.mp4", "films/002.mp4"]
+    prompts = [json.loads(Path(f"00{n}.json").read_text())["config"]["prompt"] for n in (1, 2)]
+    assert prompts == ["a red circle", "a blue square"]
+
+
+def test_prompts_from_a_file(arvid: Type, toy: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+    result = arvid("generate", "--prompts", "prompts.txt", "--model", toy, "--seconds", 0.1)
+    assert result.exit_code == 0, result.output
+    assert left_in(tmp_path) == ["prompts.txt", "video-001.mp4"]
+
+
+# ---------------------------------------------------------------- words it never learned
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wanted"),
+    [
+        ("a red dragon circle moves right", ["never learned 'dragon'", "for example 'a small red circle"]),
+        ("a dragon", ["never learned 'dragon'", "names no shape", "for example 'a small red circle"]),
+        ("a red circle moves right", []),
+    ],
+)
+def test_unknown_words_are_named(arvid: Type, toy: Path, prompt: str, wanted: list[str]) -> None:
+    result = arvid("generate", prompt, "--model", toy, "--seconds", 0.1, "-q")
+    assert result.exit_code == 0
+    assert len(result.stderr.splitlines()) == bool(wanted)
+    assert all(part in result.stderr for part in wanted)
+    assert Path("video.mp4").exists()
+
+
+# ---------------------------------------------------------------- wrong input
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["  "], "the prompt is empty"),
+        ([], "the prompt is empty"),
+        ([PROMPT, "--router", "oracle"], "unknown router 'oracle'; known: cascade, draft"),
+        ([PROMPT, "--router", "reward"], "router 'reward' needs tau="),
+        ([PROMPT, "--router", "stride:k=0"], "stride k=0 must be at least 1"),
+        ([PROMPT, "--past", "bag"], "unknown past 'bag'; known: full, window"),
+        ([PROMPT, "--size", "big"], "size 'big' is not WIDTHxHEIGHT"),
+        ([PROMPT, "--size", "128x64"], "size 128x64 asked for; embedded-toy makes 64x64"),
+        ([PROMPT, "--seconds", "0"], "0.0 seconds asked for; give more than 0"),
+        ([PROMPT, "--seconds", "nan"], "nan seconds asked for"),
+        ([PROMPT, "--device", "gameboy"], "unknown device 'gameboy'; use cpu"),
+        ([PROMPT, "--device", "cuda:99"], "device 'cuda:99' asked for; torch sees"),
+        ([PROMPT, "-o", "nowhere/a.mp4"], "nowhere does not exist; make it first"),
+        ([PROMPT, "-o", "a.gif"], "-o a.gif ends in .gif; it is written as .mp4"),
+        ([PROMPT, "-o", "."], "-o . ends in nothing"),
+        ([PROMPT, "-o", "/proc/a.mp4"], "cannot write into /proc"),
+        ([PROMPT, "--json", "nowhere/a.json"], "nowhere does not exist"),
+        ([PROMPT, "--latents", "a.pt"], "--latents a.pt ends in .pt"),
+        ([PROMPT, "--contact-sheet", "a.jpg"], "--contact-sheet a.jpg ends in .jpg"),
+        ([PROMPT, "--prompts", "-"], "a prompt and --prompts - at once"),
+        (["--prompts", "none.txt"], "no prompt file none.txt"),
+        (["--prompts", "-"], "0 prompts in stdin"),
+        ([PROMPT, "--model", "nowhere"], "no model family in nowhere: card.json is missing"),
+        ([PROMPT, "--drafter", "nowhere"], "no model family in nowhere"),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(
+    arvid: Type, toy: Path, tmp_path: Path, words: list[str], said: str
+) -> None:
+    model = [] if "--model" in words else ["--model", str(toy)]
+    result = arvid("generate", *words, *model)
+    refused(result, said)
+    assert left_in(tmp_path) == []
+
+
+def refused(result: Any, said: str) -> None:
+    """One line that says it, exit code 2."""
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert said in result.stderr
+    assert result.stdout == ""
+
+
+def test_one_name_for_two_prompts_is_refused(arvid: Type, toy: Path) -> None:
+    result = arvid("generate", "--prompts", "-", "--model", toy, "-o", "a.mp4", input="a\nb\n")
+    refused(result, "-o a.mp4 is one name for 2 prompts")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("target.safetensors", None, "weights missing"),
+        ("target.safetensors", b"\x10\0\0\0\0\0\0\0{", "is damaged"),
+        ("vae.safetensors", b"", "is damaged"),
+        ("card.json", b"{", "is not a family card"),
+        ("card.json", b'{"size": [64, 64]}', "is not a family card"),
+        ("text/tokenizer.json", None, "tokenizer.json is missing"),
+        ("reward/model.safetensors", b"junk", "is damaged"),
+    ],
+)
+def test_damaged_families_are_refused(
+    arvid: Type, toy: Path, tmp_path_factory: pytest.TempPathFactory, file: str, content: bytes | None, said: str
+) -> None:
+    copy = tmp_path_factory.mktemp("damaged") / "family"
+    shutil.copytree(toy, copy)
+    (copy / file).unlink()
+    if content is not None:
+        (copy / file).write_bytes(content)
+    refused(arvid("generate", PROMPT, "--model", copy), said)
+    assert left_in(Path.cwd()) == []
+
+
+def test_a_card_without_a_target_is_refused(arvid: Type, toy: Path, tmp_path: Path) -> None:
+    shutil.copytree(toy, tmp_path / "family")
+    card = json.loads((toy / "card.json").read_text())
+    del card["parts"]["target"]
+    (tmp_path / "family" / "card.json").write_text(json.dumps(card))
+    refused(arvid("generate", PROMPT, "--model", "family"), "does not describe a family ('target')")
+
+
+def test_a_router_needs_what_it_uses(arvid: Type, tmp_path_factory: pytest.TempPathFactory) -> None:
+    poor = toy_family.write(tmp_path_factory.mktemp("poor") / "family", drafter=None, reward=False)
+    refused(arvid("generate", PROMPT, "--model", poor, "--router", "first"), "needs a drafter")
+    blind = toy_family.write(tmp_path_factory.mktemp("blind") / "family", reward=False)
+    refused(arvid("generate", PROMPT, "--model", blind, "--router", "cascade:tau=0.5"), "has no reward model")
+    assert left_in(Path.cwd()) == []
+
+
+def test_the_drafter_of_another_family(arvid: Type, toy: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    place = tmp_path_factory.mktemp("others")
+    wide = toy_family.write(place / "wide", drafter=replace(toy_family.DRAFTER, text_dim=32))
+    refused(arvid("generate", PROMPT, "--model", toy, "--drafter", wide), "text_dim 32, expected 16")
+    alone = toy_family.write(place / "alone", drafter=None)
+    refused(arvid("generate", PROMPT, "--model", toy, "--drafter", alone), "has no drafter")
+    command = (
+        "generate",
+        PROMPT,
+        "--model",
+        alone,
+        "--router",
+        "first",
+        "--seconds",
+        1,
+        "--scale",
+        1,
+        "--json",
+        "a.json",
+    )
+    assert arvid(*command, "--drafter", toy).exit_code == 0
+    assert json.loads(Path("a.json").read_text())["config"]["drafter"] == str(toy)
+
+
+# ---------------------------------------------------------------- interrupts
+
+
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_an_interrupt_leaves_the_finished_blocks(
+    arvid: Type, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: int
+) -> None:
+    whole = Pipeline.stream
+
+    def stopped(*words: Any) -> Iterator[Block]:
+        for number, block in enumerate(whole(*words)):
+            if number == blocks:
+                raise KeyboardInterrupt
+            yield block
+
+    monkeypatch.setattr(Pipeline, "stream", stopped)
+    files = ("--json", "a.json", "--latents", "a.safetensors", "--contact-sheet", "a.png")
+    result = arvid("generate", PROMPT, "--model", toy, "--scale", 1, *files)
+    assert result.exit_code == 130
+    if blocks == 0:
+        assert "nothing was written" in result.stderr
+        assert left_in(tmp_path) == []
+        return
+    assert "the first 2 of 7 blocks" in result.stderr
+    assert len(read_video(tmp_path / "video.mp4")) == 21
+    assert load_file(tmp_path / "a.safetensors")["latents"].shape == (1, 6, 16, 8, 8)
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert (report["interrupted"], report["totals"]["frames"]) == (True, 21)
+    assert left_in(tmp_path) == ["a.json", "a.png", "a.safetensors", "video.mp4"]
+
+
+def test_ctrl_c_in_a_real_process(toy: Path, tmp_path: Path, project: Path) -> None:
+    command = (PROMPT, "--model", str(toy), "--seconds", "86400", "--scale", "1", "-o", "a.mp4", "--json", "a.json")
+    start = "from arvid.cli.main import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", start, "generate", *command, "--threads", "1"], cwd=tmp_path, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "PYTHONPATH": str(project / "src")},
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("block 3/"):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert "Traceback" not in rest
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert report["interrupted"]
+    assert len(read_video(tmp_path / "a.mp4")) == report["totals"]["frames"] >= 33
+    assert left_in(tmp_path) == ["a.json", "a.mp4"]

@@ -1,0 +1,87 @@
+"""`arvid train`: which stages run, in which order, with which sizes, and what is shown. The recipe is a toy."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from arvid.cli import train
+
+Type = Callable[..., Any]
+Report = Callable[[dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Two stages that take steps, one that counts clips, one that takes nothing."""
+
+    text_steps: int = 10
+    target_steps: int = 20
+    latents: int = 30
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, Sizes]]:
+    """What the stages of a recipe named `toy` were called with."""
+    calls: list[tuple[str, Path, Sizes]] = []
+
+    def stage(name: str) -> Callable[[Path, Sizes, Report], None]:
+        def run(runs: Path, sizes: Sizes, report: Report) -> None:
+            calls.append((name, runs, sizes))
+            if name == "pack":
+                raise KeyboardInterrupt
+            report({"clips" if name == "latents" else "step": 5, "loss": 0.25})
+
+        return run
+
+    recipe = ModuleType("toy_recipe")
+    recipe.__dict__.update(Sizes=Sizes, STAGES={name: stage(name) for name in ("text", "latents", "target", "pack")})
+    monkeypatch.setitem(sys.modules, "toy_recipe", recipe)
+    monkeypatch.setitem(train.RECIPES, "toy", "toy_recipe")
+    return calls
+
+
+def test_chosen_stages_run_in_the_order_given(arvid: Type, done: list[Any], tmp_path: Path) -> None:
+    result = arvid("train", "toy", "--stage", "target", "--stage", "text", "--steps", 7)
+    assert result.exit_code == 0, result.output
+    assert done == [(name, Path("runs").absolute(), Sizes(7, 7)) for name in ("target", "text")]
+    assert result.stderr.splitlines() == [
+        "target: begun", "target: 5/7  loss 0.25", "target: done", "text: begun", "text: 5/7  loss 0.25", "text: done",
+    ]  # fmt: skip
+    assert (tmp_path / "runs").is_dir()
+
+
+def test_all_stages_by_default_and_an_interrupt(arvid: Type, done: list[Any]) -> None:
+    result = arvid("train", "toy", "--runs", "elsewhere")
+    assert result.exit_code == 130
+    assert [name for name, _, _ in done] == ["text", "latents", "target", "pack"]
+    assert "latents: 5/30  loss 0.25" in result.stderr
+    assert result.stderr.splitlines()[-2:] == ["pack: stopped; the same command goes on from here", "interrupted"]
+
+
+def test_quiet_says_nothing(arvid: Type, done: list[Any]) -> None:
+    result = arvid("train", "toy", "--stage", "text", "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["cathedral"], "unknown recipe 'cathedral'; known: embedded, toy"),
+        (["toy", "--stage", "dance"], "recipe 'toy' has no stage 'dance'; its stages: text, latents, target, pack"),
+        (["toy", "--stage", "latents", "--steps", "3"], "stage latents takes none; these do: target, text"),
+        (["toy", "--runs", "a/b"], "a does not exist"),
+    ],
+)
+def test_wrong_input_starts_nothing(arvid: Type, done: list[Any], tmp_path: Path, words: list[str], said: str) -> None:
+    result = arvid("train", *words)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ") and said in result.stderr
+    assert done == []
+    assert list(tmp_path.iterdir()) == []

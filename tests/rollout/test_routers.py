@@ -1,0 +1,253 @@
+"""Routers: who is picked, what a judge decides, and what cannot be asked for."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from arvid.rollout.routers import (
+    DRAFT,
+    REMEDY,
+    ROUTERS,
+    TARGET,
+    Cascade,
+    FrameScores,
+    Quantile,
+    RewardRouter,
+    Routing,
+    Spec,
+)
+from arvid.rollout.stage import Clock
+from arvid.spec import build
+from arvid.types import Condition, Move, Proposal, Span
+
+CONDITION = Condition("words", torch.zeros(1, 1, 1))
+MOVE = Move(1, Span(3, 6), (1.0, 0.0))
+
+
+class Written:
+    """Scores that are given, and which of them were asked for."""
+
+    def __init__(self, values: list[float]) -> None:
+        self.values = values
+        self.asked: list[int] = []
+
+    @property
+    def count(self) -> int:
+        return len(self.values)
+
+    def of(self, frames: list[int]) -> Tensor:
+        self.asked += frames
+        return torch.tensor([self.values[frame] for frame in frames], dtype=torch.float64)
+
+
+scores = st.lists(st.floats(0, 1), min_size=1, max_size=13)
+
+
+def picks(text: str, blocks: int = 12, seed: int = 0) -> list[str]:
+    router = build(text, ROUTERS, "router")
+    return [router.pick(index, seed) for index in range(blocks)]
+
+
+# ---------------------------------------------------------------- picking
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("target", [TARGET] * 12),
+        ("draft", [DRAFT] * 12),
+        ("first", [TARGET] + [DRAFT] * 11),
+        ("reward:tau=0.5", [TARGET] + [DRAFT] * 11),
+        ("quantile:accept=0.5", [TARGET] + [DRAFT] * 11),
+        ("cascade:tau=0.5", [TARGET] + [DRAFT] * 11),
+        ("random:p=1", [TARGET] + [DRAFT] * 11),
+        ("random:p=0", [TARGET] * 12),
+        ("random:p=0,repair=2", [TARGET] + [REMEDY] * 11),
+        ("stride:k=1", [TARGET] * 12),
+        ("stride:k=3", [TARGET, DRAFT, DRAFT] * 4),
+        ("stride:k=3,refine=0.8", [TARGET, DRAFT, DRAFT] + [REMEDY, DRAFT, DRAFT] * 3),
+        ("refine:levels=0.8+0.4", [TARGET] + [REMEDY] * 11),
+    ],
+)
+def test_who_makes_which_block(text: str, expected: list[str]) -> None:
+    assert picks(text) == expected
+
+
+@given(st.floats(0, 1), st.integers(0, 50))
+def test_a_random_draft_that_is_kept_is_kept_at_every_higher_p(p: float, seed: int) -> None:
+    low, high = picks(f"random:p={p / 2}", 40, seed), picks(f"random:p={p}", 40, seed)
+    assert all(b == DRAFT for a, b in zip(low, high, strict=True) if a == DRAFT)
+    assert high == picks(f"random:p={p}", 40, seed)
+
+
+def test_random_keeps_its_share_and_depends_on_the_seed() -> None:
+    drawn = [picks("random:p=0.3", 401, seed)[1:] for seed in range(5)]
+    assert sum(row.count(DRAFT) for row in drawn) / 2000 == pytest.approx(0.3, abs=0.05)
+    assert drawn[0] != drawn[1]
+
+
+# ---------------------------------------------------------------- judging
+
+
+@given(scores, st.floats(0, 1))
+def test_reward_compares_the_worst_frame_or_the_mean(values: list[float], tau: float) -> None:
+    worst = RewardRouter(tau=tau).judge(Written(values), [])
+    assert (worst.decision == "accept") == all(value >= tau for value in values)
+    assert worst.score == min(values)
+    assert worst.frames_scored == len(values)
+    mean = RewardRouter(tau=-1.0, aggregate="mean").judge(Written(values), [])
+    assert mean.score == pytest.approx(math.fsum(values) / len(values))
+
+
+@given(scores, st.floats(0, 1), st.floats(0, 0.5), st.integers(1, 15))
+def test_a_cascade_is_the_reward_router_except_where_it_accepts_early(
+    values: list[float], tau: float, delta: float, frames: int
+) -> None:
+    asked = Written(values)
+    verdict = Cascade(tau=tau, delta=delta, frames=frames).judge(asked, [])
+    exact = min(values) >= tau
+    assert sorted(set(asked.asked)) == sorted(asked.asked), "no frame is scored twice"
+    assert verdict.frames_scored == len(asked.asked)
+    assert verdict.score == min(values[frame] for frame in asked.asked)
+    if verdict.decision == "accept":
+        assert exact or (verdict.score >= tau + delta and len(asked.asked) < len(values))
+    else:
+        assert not exact, "a reject by a few frames is a reject by all"
+
+
+@given(scores, st.floats(0, 1), st.integers(1, 15))
+def test_a_cascade_that_never_accepts_early_is_the_reward_router(values: list[float], tau: float, frames: int) -> None:
+    cascade = Cascade(tau=tau, delta=math.inf, frames=frames).judge(Written(values), [])
+    assert cascade.decision == RewardRouter(tau=tau).judge(Written(values), []).decision
+
+
+def test_a_cascade_looks_at_both_ends_first() -> None:
+    asked = Written([0.1] * 9)
+    assert Cascade(tau=0.5, frames=3).judge(asked, []).decision == "redo"
+    assert asked.asked == [0, 4, 8]
+
+
+@pytest.mark.parametrize("accept", [0.2, 0.5, 0.9])
+def test_quantile_keeps_its_share_whatever_the_scale_of_scores(accept: float) -> None:
+    drawn, history, kept = random.Random(1), [], 0
+    for _ in range(1500):
+        verdict = Quantile(accept=accept).judge(Written([7 + 100 * drawn.random() ** 2]), history)
+        assert verdict.score is not None
+        history.append(verdict.score)
+        kept += verdict.decision == "accept"
+    assert kept / 1500 == pytest.approx(accept, abs=0.04)
+
+
+def test_quantile_begins_with_its_prior() -> None:
+    """The upper quarter of N(0.5, 0.2) begins at 0.5 + 0.67449 * 0.2; five known scores replace it."""
+    edge, router = 0.5 + 0.67449 * 0.2, Quantile(accept=0.25, mean=0.5, deviation=0.2)
+    for history in ([], [0.0] * 4):
+        assert router.judge(Written([edge + 0.001]), history).decision == "accept"
+        assert router.judge(Written([edge - 0.001]), history).decision == "redo"
+    assert router.judge(Written([edge - 0.001]), [0.0] * 5).decision == "accept"
+
+
+class Brightness:
+    """A reward: the mean of a frame."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def score(self, v_BTCHW: Tensor, prompt: str) -> Tensor:
+        assert prompt == "words"
+        self.batches.append(v_BTCHW.shape[1])
+        return v_BTCHW.mean((2, 3, 4))
+
+
+def film(values: list[float]) -> Callable[[], Tensor]:
+    return lambda: torch.tensor(values).view(1, -1, 1, 1, 1).expand(1, -1, 3, 2, 2)
+
+
+def test_frames_are_scored_in_one_batch_and_what_the_target_touched_is_not() -> None:
+    reward = Brightness()
+    judge = Routing(RewardRouter(tau=0.3), reward, Clock())
+    draft = Proposal(torch.zeros(1), source="draft")
+    assert judge.judge(MOVE, draft, film([0.5, 0.2, 0.9]), CONDITION).decision == "redo"
+    assert judge.judge(MOVE, draft, film([0.5, 0.4, 0.9]), CONDITION).decision == "accept"
+    assert reward.batches == [3, 3]
+
+    def unseen() -> Tensor:
+        raise AssertionError("the target's blocks are not decoded to be judged")
+
+    for source in ("target", "repaired", "refined"):
+        assert judge.judge(MOVE, Proposal(torch.zeros(1), source=source), unseen, CONDITION).decision == "accept"
+
+
+def test_history_holds_kept_and_rejected_scores_of_this_rollout() -> None:
+    seen: list[list[float]] = []
+
+    class Watching(Quantile):
+        def judge(self, scores: Written, history: list[float]):  # type: ignore[no-untyped-def,override]
+            seen.append(list(history))
+            return super().judge(scores, history)
+
+    judge = Routing(Watching(accept=0.5), Brightness(), Clock())
+    for value in (0.9, 0.1, 0.8):
+        judge.judge(MOVE, Proposal(torch.zeros(1), source="draft"), film([value]), CONDITION)
+    assert [len(history) for history in seen] == [0, 1, 2]
+    assert seen[2] == pytest.approx([0.9, 0.1])
+
+
+def test_scores_without_a_reward_are_an_error() -> None:
+    with pytest.raises(ValueError, match="no reward model is loaded; give one or use first or stride"):
+        FrameScores(film([0.1]), None, "words", Clock()).of([0])
+
+
+# ---------------------------------------------------------------- what cannot be asked for
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rewards:tau=1", "unknown router 'rewards'; known: cascade, draft, first"),
+        ("reward", "needs tau="),
+        ("reward:tau=0.5,aggregate=max", "known: min, mean"),
+        ("stride:k=0", "at least 1"),
+        ("random:p=1.5", r"p=1.5 must lie in \[0, 1\]"),
+        ("quantile:accept=1", "between 0 and 1"),
+        ("quantile:accept=0.5,deviation=0", "deviation=0.0 of the prior must be above 0"),
+        ("cascade:tau=0.5,frames=0", "frames=0 must be at least 1"),
+        ("cascade:tau=0.5,delta=-1", "delta=-1.0 at least 0"),
+        ("first:commit=never", "known: clean, last"),
+        ("first:level=1", r"level in \[0, 1\)"),
+        ("first:steps=-1", "at least 0"),
+        ("reward:tau=1,repair=-2", "repair=-2 must be at least 0"),
+        ("reward:tau=1,repair=1,refine=0.5", "exclude each other"),
+        ("reward:tau=1,repair=1,draft_steps=2", "leave out draft_steps=2"),
+        ("refine:levels=0.4+0.8", "must fall"),
+        ("refine:levels=1.2", "must fall"),
+        ("refine:levels=0.5+0.5", "must fall"),
+        ("refine:levels=0.5+0", "must fall"),
+    ],
+)
+def test_what_cannot_be_asked_for(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said) as caught:
+        build(text, ROUTERS, "router")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_refine_router_without_levels_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one level"):
+        ROUTERS["refine"](levels=())
+
+
+@pytest.mark.parametrize("name", sorted(ROUTERS))
+def test_every_router_has_all_common_options(name: str) -> None:
+    needed = {"random": "p=0.5,", "stride": "k=2,", "reward": "tau=0,", "quantile": "accept=0.5,", "cascade": "tau=0,"}
+    common = "steps=3,first_steps=4,draft_steps=2,commit=last,level=0.1"
+    router = build(f"{name}:{needed.get(name, '')}{common}", ROUTERS, "router")
+    assert isinstance(router, Spec)
+    assert (router.steps, router.first_steps, router.draft_steps, router.commit, router.level) == (3, 4, 2, "last", 0.1)
