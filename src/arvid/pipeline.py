@@ -23,7 +23,7 @@ from arvid.models.text import TextEncoder
 from arvid.rewards.frame import FrameReward
 from arvid.rollout.flow import FlowWalker
 from arvid.rollout.loop import rollout
-from arvid.rollout.routers import ROUTERS, Routing, Spec
+from arvid.rollout.routers import ROUTERS, Routing, Spec, Target
 from arvid.rollout.speculate import Speculator
 from arvid.rollout.stage import Clock, Stage
 from arvid.samplers.grids import few_step
@@ -119,7 +119,7 @@ class Pipeline:
             raise ValueError(f"{request.seconds} seconds asked for; give more than 0 and at most 86400 (a day)")
         router = spec.build(request.router or card.router, ROUTERS, "router")
         spec.build(request.past or card.past, POLICIES, "past")
-        if self.family.drafter is None and type(router).__name__ != "Target":
+        if self.family.drafter is None and not isinstance(router, Target):
             raise ValueError(f"router {request.router!r} needs a drafter, this family has none; use target")
         sigmas = few_step(router.steps or card.steps)
         first = few_step(router.first_steps) if router.first_steps else None

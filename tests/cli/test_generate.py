@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from arvid.cli.making import Interrupts
 from arvid.pipeline import Pipeline, Request, load
 from arvid.types import Block
 from arvid.video import read_video
@@ -47,7 +48,7 @@ def test_every_file_is_written_and_they_agree(arvid: Type, toy: Path, tmp_path: 
     frames = read_video(tmp_path / "a.mp4")
     assert frames.shape == (17, 128, 128, 3)
     expected = ((direct.frames_BTCHW[0].float() + 1) * 127.5).movedim(1, -1).numpy()
-    assert np.abs(frames[:, ::2, ::2] - expected).mean() < 6
+    assert np.abs(frames[:, ::2, ::2] - expected).mean() < 10
     with Image.open(tmp_path / "a.png") as sheet:
         assert min(sheet.size) > 300
     report = json.loads((tmp_path / "a.json").read_text())
@@ -61,7 +62,7 @@ def test_every_file_is_written_and_they_agree(arvid: Type, toy: Path, tmp_path: 
 
 def fields_of(report: dict[str, Any]) -> set[str]:
     """Every field of a report with the names of docs/report.md."""
-    found = {name for name in report if name not in ("config", "machine", "totals")}
+    found = {name for name in report if name not in ("config", "machine")}
     for group in ("config", "machine", "totals"):
         found |= {f"{group}.{name}" for name in report[group]}
     return found.union(*report["blocks"])
@@ -312,6 +313,32 @@ def test_an_interrupt_leaves_the_finished_blocks(
     assert left_in(tmp_path) == ["a.json", "a.png", "a.safetensors", "video.mp4"]
 
 
+def test_a_signal_waits_while_a_block_is_put_away() -> None:
+    seen: list[Any] = []
+    with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt):
+        for number in interrupts.during(iter(range(5))):
+            seen.append(number)
+            if number == 1:
+                signal.raise_signal(signal.SIGINT)
+                seen.append("put away")
+    assert seen == [0, 1, "put away"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_ends_the_making_of_a_block_at_once() -> None:
+    def blocks() -> Iterator[int]:
+        yield 0
+        signal.raise_signal(signal.SIGINT)
+        seen.append("made")
+        yield 1
+
+    seen: list[Any] = []
+    with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt):
+        seen.extend(interrupts.during(blocks()))
+    assert seen == [0]
+
+
+@pytest.mark.slow
 def test_ctrl_c_in_a_real_process(toy: Path, tmp_path: Path, project: Path) -> None:
     command = (PROMPT, "--model", str(toy), "--seconds", "86400", "--scale", "1", "-o", "a.mp4", "--json", "a.json")
     start = "from arvid.cli.main import main; main()"

@@ -106,15 +106,15 @@ def test_a_live_table_shows_the_last_blocks_and_what_happens_now() -> None:
     table = Terminal(console)
     table.begin("a title", 40)
     with table:
-        for number in range(30):
+        for number in range(20):
             table.on("begun", {"block": number})
             table.on("rejected", {"source": "draft", "score": 0.125, "decision": "redo"})
             table.block(row(number))
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
-    assert "block 30: draft rejected at 0.125, the target takes over" in text
+    assert "block 20: draft rejected at 0.125, the target takes over" in text
     last = text.split("a title")[-1]
-    assert "30/40 blocks, 360 frames" in last
+    assert "20/40 blocks, 240 frames" in last
     assert "0.750" in last
     assert "24.0" in last
     assert last.count("accepted") == 18

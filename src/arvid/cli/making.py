@@ -5,8 +5,12 @@ Knows: what is done with every block as it comes, and what is left when somebody
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import signal
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -73,34 +77,81 @@ class Keeper:
                 part.write_bytes(save({"latents": torch.cat(self._latents, 1).contiguous()}, told))
 
 
+class Interrupts:
+    """Ctrl-C ends a rollout while a block is being made; while one is put away it waits, so that video, latents and
+    report always hold the same blocks and every file is whole. Use it as a context; `noted` tells of a late one."""
+
+    def __init__(self) -> None:
+        self.noted = False
+        self._making = False
+        self._before: Any = None
+
+    def __enter__(self) -> Interrupts:
+        ours = threading.current_thread() is threading.main_thread()
+        if ours and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            self._before = signal.signal(signal.SIGINT, self._on)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _on(self, number: int, frame: FrameType | None) -> None:
+        if self._making:
+            raise KeyboardInterrupt
+        self.noted = True
+
+    def during(self, blocks: Iterator[Block]) -> Iterator[Block]:
+        """The blocks; raises KeyboardInterrupt when one was noted since the last."""
+        while True:
+            if self.noted:
+                raise KeyboardInterrupt
+            self._making = True
+            try:
+                block = next(blocks, None)
+            finally:
+                self._making = False
+            if block is None:
+                return
+            yield block
+
+
 def make(pipeline: Pipeline, job: Job, display: Display) -> Recorder:
     """Make one video and write its files. An interrupt ends the video at the last finished block; the files of the
     finished blocks are written all the same, and `interrupted` of the recorder is true."""
-    card, recorder = pipeline.family.card, Recorder()
-    keeper, blocks = Keeper(job.places, card.fps), check(pipeline, job.request)
+    recorder, keeper = Recorder(), Keeper(job.places, pipeline.family.card.fps)
+    blocks = check(pipeline, job.request)
     display.begin(job.request.prompt, blocks)
-    with ExitStack() as stack:
-        film = stack.enter_context(job.writer(pipeline))
-        stack.enter_context(display)
-        try:
-            for block in recorder.watch(pipeline.stream(job.request, (recorder, display))):
-                film.append(block.frames_BTCHW[0])
-                keeper.add(block)
-                display.block(recorder.rows[-1])
-        except KeyboardInterrupt:
-            recorder.interrupted = True
-    if recorder.rows:
-        keeper.write(job.request)
-        if job.places.report:
-            report = {
-                **head("generate", str(pipeline.family.device)),
-                **run_of(job.request, card, recorder, job.drafter),
-                "outputs": job.places.named(),
-            }
-            job.places.report.parent.mkdir(exist_ok=True)
-            write_report(report, job.places.report)
-    display.end(recorder.totals(), _notes(job, recorder, blocks))
+    with Interrupts() as interrupts:
+        with job.writer(pipeline) as film, display:
+            stream = interrupts.during(pipeline.stream(job.request, (recorder, display)))
+            try:
+                for block in recorder.watch(stream):
+                    film.append(block.frames_BTCHW[0])
+                    keeper.add(block)
+                    display.block(recorder.rows[-1])
+            except KeyboardInterrupt:
+                recorder.interrupted = True
+        if recorder.rows:
+            keeper.write(job.request)
+            _report(pipeline, job, recorder)
+        display.end(recorder.totals(), _notes(job, recorder, blocks))
+    if interrupts.noted and not recorder.interrupted:
+        raise KeyboardInterrupt
     return recorder
+
+
+def _report(pipeline: Pipeline, job: Job, recorder: Recorder) -> None:
+    if job.places.report:
+        report = {
+            **head("generate", str(pipeline.family.device)),
+            **run_of(job.request, pipeline.family.card, recorder, job.drafter),
+            "outputs": job.places.named(),
+        }
+        job.places.report.parent.mkdir(exist_ok=True)
+        write_report(report, job.places.report)
 
 
 def _notes(job: Job, recorder: Recorder, blocks: int) -> list[str]:

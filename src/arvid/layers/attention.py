@@ -5,7 +5,6 @@ Knows: queries, keys, values, a mask. Does not know: positions, what is cached, 
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
