@@ -230,5 +230,5 @@ class Listener(Protocol):
     """Watches a rollout."""
 
     def on(self, event: str, payload: dict[str, Any]) -> None:
-        """`event` is drafted, judged, redone or done; payload names the block and the numbers."""
+        """`event` is begun, rejected or done; payload names the block and the numbers."""
         ...

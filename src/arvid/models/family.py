@@ -88,8 +88,7 @@ def load_transformer(directory: Path, card: Card, part: str, device: torch.devic
 
 def load_autoencoder(directory: Path, card: Card, device: torch.device) -> TinyAutoencoder:
     """The autoencoder in bf16 and channels-last, ready to run."""
-    settings = {name: tuple(v) if isinstance(v, list) else v for name, v in card.parts["vae"].items()}
+    settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in card.parts["vae"].items()}
     model = TinyAutoencoder(TAEConfig(**settings))
     fill(model, directory / "vae.safetensors")
-    model = model.to(device, torch.bfloat16).to(memory_format=torch.channels_last)
-    return model.eval().requires_grad_(False)
+    return model.to(device, torch.bfloat16).channels_last().eval().requires_grad_(False)

@@ -146,6 +146,12 @@ class TinyAutoencoder(nn.Module):
         """The configuration as plain data, enough to build the model again."""
         return asdict(self.config)
 
+    def channels_last(self) -> TinyAutoencoder:
+        """The same model with its convolutions laid out channels-last: on a CPU in bf16 many times faster."""
+        for p in self.parameters():
+            p.data = p.data.contiguous(memory_format=torch.channels_last) if p.ndim == 4 else p.data
+        return self
+
     def encode(self, v_BTCHW: Tensor) -> Tensor:
         """Normalised latents [B, 1 + (T - 1) / 4, C, H / 8, W / 8] of a whole clip.
 

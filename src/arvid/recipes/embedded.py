@@ -47,8 +47,8 @@ class Sizes:
     vae_steps: int = 1500
     decoder_steps: int = 2000
     latents: int = 7000
-    target_steps: int = 2300
-    drafter_steps: int = 2000
+    target_steps: int = 1640
+    drafter_steps: int = 1300
     batch: int = 8
 
 
@@ -105,7 +105,7 @@ def autoencoder(runs: Path, sizes: Sizes, report: Report) -> None:
         return to_pixels(np.stack([pool[i, s : s + 9] for i, s in zip(which, starts, strict=True)]))
 
     torch.manual_seed(0)
-    model = TinyAutoencoder().to(memory_format=torch.channels_last).train()
+    model = TinyAutoencoder().channels_last().train()
     config = TrainConfig(sizes.vae_steps, learning_rate=2e-3, average=0.995, weight_decay=0.0)
     held_pixels = to_pixels(held)
 
@@ -142,17 +142,17 @@ def load_autoencoder(runs: Path) -> TinyAutoencoder:
     """The trained autoencoder in bf16, ready to encode."""
     model = TinyAutoencoder()
     model.load_state_dict(load_file(runs / "vae" / "vae.safetensors"))
-    return model.to(torch.bfloat16).to(memory_format=torch.channels_last).eval()
+    return model.to(torch.bfloat16).channels_last().eval()
 
 
 def decoder(runs: Path, sizes: Sizes, report: Report) -> None:
     """The decoder alone, longer: the encoder stays as it is, so the latents that transformers learn stay valid."""
-    model = TinyAutoencoder().to(memory_format=torch.channels_last)
+    model = TinyAutoencoder().channels_last()
     model.load_state_dict(load_file(runs / "vae" / "vae.safetensors"))
     _, pool = clips(sizes.clips // 3, False, (1, 2, 2, 3, 4), 50000)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        encoded = torch.cat([model.encode_raw(to_pixels(part)) for part in np.array_split(pool, len(pool) // 8)]).float()
-    encoded = encoded.clone()
+        parts = [model.encode_raw(to_pixels(part)) for part in np.array_split(pool, len(pool) // 8)]
+    encoded = torch.cat(parts).float()
     _, held = clips(32, True, (1, 2, 2), 900)
     held_pixels = to_pixels(held)
 
@@ -219,7 +219,7 @@ def flow(runs: Path, name: str, config: WanConfig, steps: int, batch: int, rate:
 
 def target(runs: Path, sizes: Sizes, report: Report) -> None:
     """The target."""
-    flow(runs, "target", EMBEDDED_TARGET, sizes.target_steps, sizes.batch, 1.2e-3, report)
+    flow(runs, "target", EMBEDDED_TARGET, sizes.target_steps, sizes.batch, 2e-3, report)
 
 
 def drafter(runs: Path, sizes: Sizes, report: Report) -> None:

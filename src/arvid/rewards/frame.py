@@ -118,17 +118,17 @@ class FrameReward(nn.Module):
         return self.judge(v_NCHW, text_NLD)[0]
 
     def judge(self, v_NCHW: Tensor, text_NLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`forward`, and the logits of the concepts that any cell of the frames shows [N, K] and that any token of the
-        prompts says [N or 1, K]."""
+        """`forward`, and the logits of the concepts that every cell of the frames shows [N, L, K], rows of cells from
+        the top, and that any token of the prompts says [N or 1, K]."""
         x_NLD = self.cell(self.stem(v_NCHW.contiguous(memory_format=torch.channels_last)).flatten(2).transpose(1, 2))
         y_NMD = self.word(text_NLD.to(self.places_LD.dtype))
         told_NM = (text_NLD != 0).any(-1)
-        seen_NK = self.concepts(x_NLD).amax(1)
+        seen_NLK = self.concepts(x_NLD)
         said_NK = self.concepts(y_NMD).masked_fill(~told_NM[..., None], NEVER).amax(1)
-        seen, said = seen_NK.sigmoid(), said_NK.sigmoid()
+        seen, said = seen_NLK.amax(1).sigmoid(), said_NK.sigmoid()
         gap_NK = torch.cat([seen * (1 - said), said * (1 - seen)], -1)
         logits: Tensor = self.head(torch.cat([self._compare(x_NLD, y_NMD, told_NM), gap_NK], -1))
-        return logits[:, 0].float(), seen_NK, said_NK
+        return logits[:, 0].float(), seen_NLK, said_NK
 
     def _compare(self, x_NLD: Tensor, y_NMD: Tensor, told_NM: Tensor) -> Tensor:
         """Cells and tokens look at each other: what stands out [N, 3 D]. `told_NM` is False where there is no token."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -49,11 +50,12 @@ class Stage:
         self._decoder, self._clock, self._listeners = decoder, clock, listeners
         self.state: DecoderState | None = None
         self._decoded: tuple[Proposal, Tensor, DecoderState] | None = None
+        self._rejection: Verdict | None = None
 
     def begin(self, move: Move) -> None:
         """A block starts."""
         self._clock.reset()
-        self._decoded = None
+        self._decoded = self._rejection = None
         self._tell("begun", {"block": move.index})
 
     def preview(self, proposal: Proposal) -> Callable[[], Tensor]:
@@ -68,12 +70,16 @@ class Stage:
         return self._decoded[1], self._decoded[2]
 
     def rejected(self, proposal: Proposal, verdict: Verdict) -> None:
-        """A candidate was sent back."""
+        """A candidate was sent back; its score stays with the block."""
+        self._rejection = verdict
         self._tell("rejected", {"source": proposal.source, "score": verdict.score, "decision": verdict.decision})
 
     def emit(self, move: Move, proposal: Proposal, verdict: Verdict) -> Block:
-        """The block is decided: decode it (unless it was) and advance the decoder."""
+        """The block is decided: decode it (unless it was) and advance the decoder. Its verdict carries the score that
+        decided it: that of the draft, also when the draft was sent back."""
         frames, self.state = self._decode(proposal)
+        if self._rejection is not None:
+            verdict = replace(verdict, score=self._rejection.score, frames_scored=self._rejection.frames_scored)
         block = Block(
             move, proposal.block_BTCHW, frames, proposal.source, verdict,
             dict(self._clock.seconds), dict(self._clock.passes),

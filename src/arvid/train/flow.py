@@ -163,8 +163,8 @@ class TeacherForcing:
         """Mean squared error of the flow over all blocks, and of the first block alone (as it starts from nothing)."""
         z_BTCHW = batch.latents_BTCHW
         past, past_sigma = self._past(z_BTCHW, generator)
-        sigma_BT = self._levels(z_BTCHW.shape[0], generator)
-        noise = torch.randn(z_BTCHW.shape, generator=generator)
+        sigma_BT = self._levels(z_BTCHW.shape[0], generator).to(z_BTCHW.device)
+        noise = torch.randn(z_BTCHW.shape, generator=generator).to(z_BTCHW.device)
         mixed = z_BTCHW + sigma_BT[:, :, None, None, None] * (noise - z_BTCHW)
         weights = {f"model.{name}": p.to(torch.bfloat16) for name, p in self.model.named_parameters()}
         flow_BTCHW = functional_call(self.passes, weights, (past, past_sigma, mixed, sigma_BT, batch.text_BSD))
@@ -186,9 +186,9 @@ class TeacherForcing:
         sigma = self._spread(torch.rand(size, blocks, generator=generator) * self.past_level * told)
         rough = (torch.rand(size, 1, generator=generator) < self.rough_past) & ~told
         hidden = self._spread(torch.rand(size, blocks, generator=generator) * self.rough_level * rough)
-        noise = torch.randn(z_BTCHW.shape, generator=generator)
-        level = (sigma + hidden)[:, :, None, None, None]
-        return z_BTCHW + level * (noise - z_BTCHW), sigma
+        noise = torch.randn(z_BTCHW.shape, generator=generator).to(z_BTCHW.device)
+        level = (sigma + hidden).to(z_BTCHW.device)[:, :, None, None, None]
+        return z_BTCHW + level * (noise - z_BTCHW), sigma.to(z_BTCHW.device)
 
     def _spread(self, values_BN: Tensor) -> Tensor:
         return values_BN.repeat_interleave(self.block, 1)[:, : self.frames]

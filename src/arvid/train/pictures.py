@@ -26,6 +26,8 @@ HARM = 18.0
 """Mean absolute error (0..255) over the worst 9 x 9 patch that halves what counts as kept."""
 CHANGES = ("colour", "shape", "size", "background", "missing", "added")
 """The fields of a scene in which a wrong picture differs."""
+CLEARLY, BARELY = 0.3, 0.05
+"""Shares of a cell that a thing covers."""
 THING_FLAWS = ("ghost", "erased", "smeared", "faded", "wobbly", "double")
 FRAME_FLAWS = ("blurred", "noisy", "patched", "tinted")
 FLAWS = THING_FLAWS + FRAME_FLAWS
@@ -167,9 +169,30 @@ def named(looks: set[Look]) -> list[float]:
     for ground, things in looks:
         found |= {ground.kind, ground.texture, *ground.colours}
         for thing in things:
-            found |= {thing.shape, thing.colour, thing.size}
-            found |= {f"{thing.colour} {thing.shape}", f"{thing.colour} {thing.size}"}
+            found |= _words(thing)
     return [float(name in found) for name in NAMES]
+
+
+def _words(thing: Thing) -> set[str]:
+    shape, colour, size = thing.shape, thing.colour, thing.size
+    return {shape, colour, size, f"{colour} {shape}", f"{colour} {size}"}
+
+
+def mapped(take: Take, time: int) -> np.ndarray:
+    """Which of NAMES every 8 x 8 cell of a frame shows [64, K] float32: the background everywhere, a thing where it
+    covers more than CLEARLY of the cell, -1 for its names where it covers less but more than BARELY."""
+    result = np.repeat(np.array([named({(take.scene.background, ())})], np.float32), 64, 0)
+    for track in take.tracks:
+        if track.visible:
+            spot = track.path_T2[time - take.start] + take.camera_T2[time - take.start]
+            mask, rows, columns = _patch(track.thing, spot)
+            canvas = np.zeros((shapes.SIZE, shapes.SIZE), np.float32)
+            canvas[rows[:, None], columns[None]] = mask
+            share_L = canvas.reshape(8, 8, 8, 8).mean((1, 3)).reshape(64, 1)
+            words_K = np.array([name in _words(track.thing) for name in NAMES])
+            state_L = np.where(share_L > CLEARLY, 1.0, np.where(share_L > BARELY, -1.0, 0.0))
+            result = np.where(words_K & (state_L != 0) & (result != 1), state_L, result)
+    return result.astype(np.float32)
 
 
 def change(take: Take, kind: str, rng: random.Random) -> Take:

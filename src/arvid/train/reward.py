@@ -33,6 +33,7 @@ from arvid.train.pictures import (
     draw,
     fidelity,
     look,
+    mapped,
     named,
     pixels,
     take_at,
@@ -50,6 +51,8 @@ WRONG = (*CHANGES, "other")
 LATENT_FLAWS = ("latent noise", "latent time", "latent mix", "latent shrunk")
 NAMING = 4.0
 """Weight of the naming loss."""
+CELLS = 10.0
+"""Within it, the weight of single cells, most of which show no thing, against that of whole frames."""
 
 
 class Codec(Protocol):
@@ -66,13 +69,13 @@ class Codec(Protocol):
 
 class PairBatch(NamedTuple):
     """Frames [B, 3, 64, 64] in [-1, 1], embeddings [B, L, D] of the prompts they are shown with, targets [B] in
-    [0, 1], which of NAMES the frame shows (below 0: spoilt, nobody knows) and the prompt says [B, K], and what each
-    pair is: clean, decoded, other (prompt), or one of the changes and flaws."""
+    [0, 1], which of NAMES the frame's 64 cells show [B, 64, K] (-1: hard to say) and the prompt says [B, K], and what
+    each pair is: clean, decoded, other (prompt), or one of the changes and flaws."""
 
     v_BCHW: Tensor
     text_BLD: Tensor
     target_B: Tensor
-    shown_BK: Tensor
+    shown_BLK: Tensor
     told_BK: Tensor
     kinds: tuple[str, ...]
 
@@ -82,11 +85,11 @@ class Example(NamedTuple):
 
     v_CHW: Tensor
     target: Tensor
-    shown: list[float]
+    shown: np.ndarray
     kind: str
 
 
-UNSURE = [-1.0] * len(NAMES)
+UNSURE = np.full((64, len(NAMES)), -1, np.float32)
 
 
 # ---------------------------------------------------------------- batches
@@ -125,7 +128,7 @@ class Pairs:
             torch.stack([row.v_CHW for row in rows]),
             self.read(told)[whose],
             torch.stack([row.target for row in rows]),
-            torch.tensor([row.shown for row in rows]),
+            torch.from_numpy(np.stack([row.shown for row in rows])),
             said_BK[whose],
             tuple(row.kind for row in rows),
         )
@@ -164,7 +167,7 @@ class Pairs:
                 wrong, flaw = self._plan(film, time, kind, rng)
                 frames.append(draw(wrong, time, flaw))
                 truths.append(draw(film, time) if flaw.kind else frames[-1])
-                shown.append(UNSURE if flaw.kind else named({look(take_at(wrong, time))}))
+                shown.append(UNSURE if flaw.kind else mapped(take_at(wrong, time), time))
                 kinds.append(kind)
         v_NCHW = pixels(frames)
         rows = zip(v_NCHW, _targets(v_NCHW, truths, kinds), shown, kinds, strict=True)
@@ -182,7 +185,7 @@ class Pairs:
             wrong, flaw = self._plan(film, start, kind, rng)
             frames += [draw(wrong, time, flaw) for time in times]
             truths += [draw(film, time) for time in times] if flaw.kind else frames[-CLIP:]
-            shown.append(UNSURE if flaw.kind else named({look(take_at(wrong, start))}))
+            shown.append([UNSURE if flaw.kind else mapped(take_at(wrong, time), time) for time in times])
             kinds.append("decoded" if kind == "clean" else kind)
         v_BTCHW = pixels(frames).unflatten(0, (-1, CLIP))
         z_BTCHW = codec.encode(v_BTCHW)
@@ -194,7 +197,7 @@ class Pairs:
         rows = []
         for n, (kind, way) in enumerate(zip(kinds, ways, strict=True)):
             picks = rng.sample(range(CLIP), 4)
-            rows += [Example(whole_BTCHW[n, t], drawn_BT[n, t], shown[n], kind) for t in picks[:2]]
+            rows += [Example(whole_BTCHW[n, t], drawn_BT[n, t], shown[n][t], kind) for t in picks[:2]]
             kind = way if kind == "decoded" else kind
             rows += [Example(spoilt_BTCHW[n, t], drawn_BT[n, t] * kept_BT[n, t], UNSURE, kind) for t in picks[2:]]
         return rows
@@ -245,14 +248,20 @@ class Faithfulness:
         """The loss, its parts in nats and the share of pairs on the right side of 1/2; `generator` is not drawn
         from."""
         with torch.autocast("cpu", torch.bfloat16):
-            logits, seen_BK, said_BK = self.model.judge(batch.v_BCHW, batch.text_BLD)
-        count, sure = len(NAMES), batch.shown_BK[:, 0] >= 0
+            logits, seen_BLK, said_BK = self.model.judge(batch.v_BCHW, batch.text_BLD)
         fit = F.binary_cross_entropy_with_logits(logits.float(), batch.target_B)
-        seen = F.binary_cross_entropy_with_logits(seen_BK[sure, :count].float(), batch.shown_BK[sure])
-        said = F.binary_cross_entropy_with_logits(said_BK[:, :count].float(), batch.told_BK)
+        seen_BLK, said_BK = seen_BLK[..., : len(NAMES)].float(), said_BK[:, : len(NAMES)].float()
+        seen = CELLS * _entropy(seen_BLK, batch.shown_BLK) + _entropy(seen_BLK.amax(1), batch.shown_BLK.amax(1))
+        said = F.binary_cross_entropy_with_logits(said_BK, batch.told_BK)
         right = ((logits > 0) == (batch.target_B > 0.5)).float().mean()
         parts = {"fit": fit.detach(), "seen": seen.detach(), "said": said.detach(), "right": right}
         return {"loss": fit + NAMING * (seen + said), **parts}
+
+
+def _entropy(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Mean cross-entropy where `wanted` is known (not below 0)."""
+    known = wanted >= 0
+    return F.binary_cross_entropy_with_logits(logits[known], wanted[known])
 
 
 @torch.no_grad()
