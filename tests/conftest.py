@@ -11,6 +11,8 @@ import torch
 # Property tests draw the same examples in every run, and a slow machine is not a failure.
 hypothesis.settings.register_profile("arvid", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("arvid")
+# Tiny models gain nothing from a second thread and lose much to waiting for it when the machine is busy.
+torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -49,20 +49,6 @@ class Wanted:
 # ---------------------------------------------------------------- the maker
 
 
-class Rejections:
-    """Remembers the score of the draft that was rejected in the current block (see `arvid.types.Listener`)."""
-
-    def __init__(self) -> None:
-        self.score: float | None = None
-
-    def on(self, event: str, payload: dict[str, Any]) -> None:
-        """A block begins, or its draft was rejected."""
-        if event == "begun":
-            self.score = None
-        elif event == "rejected":
-            self.score = payload["score"]
-
-
 class PipelineMaker:
     """Makes the videos of a benchmark with a pipeline (see `arvid.evals.speculation.Maker`)."""
 
@@ -71,15 +57,14 @@ class PipelineMaker:
 
     def __call__(self, policy: str, prompt: str, seed: int, blocks: int = 0) -> Run:
         """One video, timed from the request to the last frame in main memory."""
-        watch, made, shown = Rejections(), [], []
+        made, shown = [], []
         request = Request(prompt, self.seconds, seed, router=policy)
         busy, begin = time.process_time(), time.perf_counter()
         last = begin
-        for block in self.pipeline.stream(request, (watch,)):
+        for block in self.pipeline.stream(request):
             shown.append(block.frames_BTCHW.cpu())
             now = time.perf_counter()
-            score = block.verdict.score if watch.score is None else watch.score
-            made.append(BlockRun(now - last, block.source, score, block.passes, block.seconds))
+            made.append(BlockRun(now - last, block.source, block.verdict.score, block.passes, block.seconds))
             last = now
             if len(made) == blocks:
                 break

@@ -102,7 +102,8 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        self._say(f"{self._stage}: {'done' if kind is None else 'stopped; the same command goes on from here'}")
+        stopped = "stopped; the same command goes on from here" if kind is KeyboardInterrupt else "failed"
+        self._say(f"{self._stage}: {'done' if kind is None else stopped}")
 
     def report(self, row: dict[str, float]) -> None:
         """A row of numbers: `step` (or `clips`) moves the bar, the rest is shown."""
