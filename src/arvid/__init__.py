@@ -1,7 +1,7 @@
 """arvid: one engine for autoregressive video generation. It streams, steers and speculates.
 
-The front door: the names a user needs. Knows which rooms they live in, and loads them when they are asked for. Does
-not know how anything works.
+Knows: the public names and the rooms they live in; loads them when they are asked for.
+Does not know: how anything works.
 """
 
 from __future__ import annotations

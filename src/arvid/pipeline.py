@@ -23,7 +23,7 @@ from arvid.models.text import TextEncoder
 from arvid.rewards.frame import FrameReward
 from arvid.rollout.flow import FlowWalker
 from arvid.rollout.loop import rollout
-from arvid.rollout.routers import ROUTERS, Routing, Spec, Target
+from arvid.rollout.routers import ROUTERS, Cascade, Quantile, RewardRouter, Routing, Spec, Target
 from arvid.rollout.speculate import Speculator
 from arvid.rollout.stage import Clock, Stage
 from arvid.samplers.grids import few_step
@@ -119,8 +119,14 @@ class Pipeline:
             raise ValueError(f"{request.seconds} seconds asked for; give more than 0 and at most 86400 (a day)")
         router = spec.build(request.router or card.router, ROUTERS, "router")
         spec.build(request.past or card.past, POLICIES, "past")
+        name = request.router or card.router
         if self.family.drafter is None and not isinstance(router, Target):
-            raise ValueError(f"router {request.router!r} needs a drafter, this family has none; use target")
+            raise ValueError(f"router {name!r} needs a drafter, {card.name} has none; use target")
+        if self.family.reward is None and isinstance(router, (RewardRouter, Quantile, Cascade)):
+            raise ValueError(
+                f"router {name!r} scores frames, but {card.name} has no reward model; use target, first, stride:k= or "
+                "refine:levels="
+            )
         sigmas = few_step(router.steps or card.steps)
         first = few_step(router.first_steps) if router.first_steps else None
         return router, sequential(self.latent_frames(request.seconds), card.block, sigmas, first)

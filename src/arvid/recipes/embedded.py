@@ -47,9 +47,9 @@ class Sizes:
     vae_steps: int = 1500
     decoder_steps: int = 2000
     latents: int = 7000
-    target_steps: int = 1640
-    drafter_steps: int = 1300
-    batch: int = 8
+    target_steps: int = 1750
+    drafter_steps: int = 1400
+    batch: int = 4
 
 
 # ---------------------------------------------------------------- data
@@ -175,6 +175,8 @@ def decoder(runs: Path, sizes: Sizes, report: Report) -> None:
 
 
 SHARD = 500
+FIRSTS = 10
+"""First blocks of other clips that go with every whole clip."""
 
 
 def latents(runs: Path, sizes: Sizes, report: Report) -> None:
@@ -204,8 +206,8 @@ def flow(runs: Path, name: str, config: WanConfig, steps: int, batch: int, rate:
 
     def source(step: int) -> FlowBatch:
         rng = np.random.default_rng([11, step])
-        which = torch.from_numpy(rng.integers(0, len(z), batch))
-        return FlowBatch(z[which].float(), words[which].float())
+        whole, more = torch.from_numpy(rng.integers(0, len(z), (1 + FIRSTS) * batch)).split((batch, FIRSTS * batch))
+        return FlowBatch(z[whole].float(), words[whole].float(), (z[more, :BLOCK].float(), words[more].float()))
 
     model = CausalWan(config)
     model.initialise(torch.Generator().manual_seed(0))

@@ -44,10 +44,12 @@ class FlowModel(Protocol):
 
 @dataclass(frozen=True)
 class FlowBatch:
-    """Normalised latents [B, T, C, H, W] and text embeddings [B, S, D]."""
+    """Normalised latents [B, T, C, H, W] and text embeddings [B, S, D]; `first` holds of other
+    clips the first block alone [N, block, C, H, W] and its text [N, S, D]."""
 
     latents_BTCHW: Tensor
     text_BSD: Tensor
+    first: tuple[Tensor, Tensor] | None = None
 
 
 class DenseView:
@@ -123,7 +125,11 @@ class _Passes(nn.Module):
     def forward(
         self, past_BTCHW: Tensor, past_sigma_BT: Tensor, mixed_BTCHW: Tensor, sigma_BT: Tensor, text_BSD: Tensor
     ) -> Tensor:
-        """Flow [B, T, C, H, W] of the noisy frames, each block reading the clean frames before it."""
+        """Flow [B, T, C, H, W] of the noisy frames, each block reading the clean frames before it. Noisy frames of a
+        first block alone need no past: `past_BTCHW` may be empty then."""
+        if not past_BTCHW.shape[1]:
+            view, places = GatheredView((), [()], 0), tuple(range(mixed_BTCHW.shape[1]))
+            return self.model.flow(mixed_BTCHW, sigma_BT, self.model.read_text(text_BSD), view, places).flow_BTCHW
         context = self.model.read_text(text_BSD)
         clean = self.model.flow(past_BTCHW, past_sigma_BT, context, self.view, tuple(range(self.frames)))
         flow_BTCHW = torch.empty_like(mixed_BTCHW)
@@ -144,19 +150,24 @@ class _Passes(nn.Module):
 
 
 class TeacherForcing:
-    """Flow matching with one noise level per block. A share `noisy_past` of the clips gets a noised past, each block
-    at its own level up to `past_level`, which the model is told; so the past may later be committed at any level.
-    A share `rough_past` of the other pasts is disturbed without being told, at up to `rough_level`: the small errors
-    of its own making that a long rollout feeds back.
+    """Flow matching with one noise level per block.
+
+    A share `noisy_past` of the clips gets a noised past, each block at its own level up to `past_level`, which the
+    model is told; so the past may later be committed at any level. A share `rough_past` of the other pasts is disturbed
+    without being told, at up to `rough_level`: the small errors of its own making that a long rollout feeds back. Text
+    matters most where there is no past to continue, and a clip has one first block among many: first blocks of other
+    clips, where a batch has them, are added with weight `first_weight`.
     """
 
     def __init__(
         self, model: FlowModel, frames: int, block: int, policy: Policy, shift: float = 5.0,
         noisy_past: float = 0.3, past_level: float = 0.85, rough_past: float = 0.5, rough_level: float = 0.12,
+        first_weight: float = 1.0,
     ) -> None:  # fmt: skip
         self.model, self.frames, self.block, self.shift = model, frames, block, shift
         self.noisy_past, self.past_level = noisy_past, past_level
         self.rough_past, self.rough_level = rough_past, rough_level
+        self.first_weight = first_weight
         self.passes = _Passes(model, frames, block, policy)
 
     def __call__(self, batch: FlowBatch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -169,14 +180,34 @@ class TeacherForcing:
         weights = {f"model.{name}": p.to(torch.bfloat16) for name, p in self.model.named_parameters()}
         flow_BTCHW = functional_call(self.passes, weights, (past, past_sigma, mixed, sigma_BT, batch.text_BSD))
         error_BT = (flow_BTCHW - (noise - z_BTCHW)).square().mean((2, 3, 4))
-        return {"loss": error_BT.mean(), "first": error_BT[:, : self.block].mean().detach()}
+        loss, first = error_BT.mean(), error_BT[:, : self.block].mean()
+        if batch.first is not None:
+            first = self._first(*batch.first, weights, generator)
+            loss = loss + self.first_weight * first
+        return {"loss": loss, "all": error_BT.mean().detach(), "first": first.detach()}
+
+    def _first(
+        self, z_NTCHW: Tensor, text_NSD: Tensor, weights: dict[str, Tensor], generator: torch.Generator
+    ) -> Tensor:
+        """Mean squared error of the flow of first blocks, at levels spread evenly over the batch."""
+        size, frames = z_NTCHW.shape[:2]
+        tau = (torch.arange(size) + torch.rand(size, generator=generator)) / size
+        sigma_NT = self._shifted(tau)[:, None].expand(-1, frames).to(z_NTCHW.device)
+        noise = torch.randn(z_NTCHW.shape, generator=generator).to(z_NTCHW.device)
+        mixed = z_NTCHW + sigma_NT[:, :, None, None, None] * (noise - z_NTCHW)
+        inputs = (z_NTCHW[:, :0], sigma_NT[:, :0], mixed, sigma_NT, text_NSD)
+        flow_NTCHW = functional_call(self.passes, weights, inputs)
+        return (flow_NTCHW - (noise - z_NTCHW)).square().mean()
+
+    def _shifted(self, tau: Tensor) -> Tensor:
+        return self.shift * tau / (1 + (self.shift - 1) * tau)
 
     def _levels(self, size: int, generator: torch.Generator) -> Tensor:
         """One level per block: tau uniform, one block of a clip in each of equal parts of [0, 1], then shifted."""
         blocks = -(-self.frames // self.block)
         part = torch.rand(size, blocks, generator=generator).argsort(1)
         tau = (part + torch.rand(size, blocks, generator=generator)) / blocks
-        return self._spread(self.shift * tau / (1 + (self.shift - 1) * tau))
+        return self._spread(self._shifted(tau))
 
     def _past(self, z_BTCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The past as the model sees it, and the levels it is told."""

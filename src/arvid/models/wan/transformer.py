@@ -55,8 +55,8 @@ class WanConfig:
 EPS = 1e-6
 
 
-class SelfAttention(nn.Module):
-    """Attention of a block's tokens to the past on view and to themselves."""
+class Projections(nn.Module):
+    """What both attentions have: projections, and norms of queries and keys over the full width."""
 
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
@@ -67,6 +67,10 @@ class SelfAttention(nn.Module):
         self.o = nn.Linear(config.dim, config.dim)
         self.norm_q = RMSNorm(config.dim, EPS)
         self.norm_k = RMSNorm(config.dim, EPS)
+
+
+class SelfAttention(Projections):
+    """Attention of a block's tokens to the past on view and to themselves."""
 
     def forward(self, x_BLD: Tensor, layer: int, reading: Reading) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Output [B, L, D], and the block's unrotated keys and values [B, L, N, E]."""
@@ -82,18 +86,8 @@ class SelfAttention(nn.Module):
         return self.o(out.flatten(2)), (k, v)
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Projections):
     """Attention of a block's tokens to the text, whose keys and values are made once per prompt."""
-
-    def __init__(self, config: WanConfig) -> None:
-        super().__init__()
-        self.heads = config.num_heads
-        self.q = nn.Linear(config.dim, config.dim)
-        self.k = nn.Linear(config.dim, config.dim)
-        self.v = nn.Linear(config.dim, config.dim)
-        self.o = nn.Linear(config.dim, config.dim)
-        self.norm_q = RMSNorm(config.dim, EPS)
-        self.norm_k = RMSNorm(config.dim, EPS)
 
     def read_text(self, text_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, S, N, E] of an embedded prompt."""
