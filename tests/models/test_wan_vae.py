@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from arvid.models.tae import TAEConfig, TinyAutoencoder
@@ -59,8 +60,8 @@ def vae() -> WanAutoencoder:
     return WanAutoencoder(diffusers_model())
 
 
-@settings(max_examples=12)
-@given(st.lists(st.integers(1, 3), min_size=1, max_size=4))
+@settings(max_examples=8)
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=3))
 def test_streamed_in_any_split_is_the_whole_decode_of_diffusers(parts: list[int]) -> None:
     z_BTCHW = latents(2, sum(parts))
     pieces, _ = streamed(WanAutoencoder(diffusers_model()), z_BTCHW, parts)
@@ -68,9 +69,9 @@ def test_streamed_in_any_split_is_the_whole_decode_of_diffusers(parts: list[int]
     torch.testing.assert_close(torch.cat(pieces, 1), whole(z_BTCHW), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("parts", [[7], [1] * 7, [3, 3, 1]])
+@pytest.mark.parametrize("parts", [[1, 1, 2], [3, 1]])
 def test_streamed_is_whole_at_8x8_latents(vae: WanAutoencoder, parts: list[int]) -> None:
-    z_BTCHW = latents(1, 7, side=8)
+    z_BTCHW = latents(1, 4, side=8)
     pieces, _ = streamed(vae, z_BTCHW, parts)
     torch.testing.assert_close(torch.cat(pieces, 1), whole(z_BTCHW), rtol=1e-5, atol=1e-5)
 
@@ -88,11 +89,19 @@ def test_blocks_of_three_give_9_then_12_frames(vae: WanAutoencoder) -> None:
     assert [tuple(piece.shape) for piece in pieces] == [(1, n, 3, 16, 24) for n in (9, 12, 12, 12)]
 
 
+def test_the_published_size_keeps_what_its_authors_state() -> None:
+    """At 832x480 the original's decoder keeps 32 feature maps of 944,286,720 numbers together."""
+    with torch.device("meta"):
+        model = WanAutoencoder.build({})
+        frames, state = model.decode(torch.empty(1, 3, 16, 60, 104))
+    assert frames.shape == (1, 9, 3, 480, 832)
+    assert (len(state), sum(held.numel() for held in state)) == (32, 944_286_720)
+
+
 def test_frames_are_clamped_as_a_decoder_must(vae: WanAutoencoder) -> None:
     z_BTCHW = latents(1, 3) * 1e3
-    with torch.no_grad():
-        for piece in streamed(vae, z_BTCHW, [1, 2])[0]:
-            assert -1 <= float(piece.min()) and float(piece.max()) <= 1
+    for piece in streamed(vae, z_BTCHW, [1, 2])[0]:
+        assert piece.abs().max() <= 1
     loud = WanAutoencoder(diffusers_model())
     loud.model.decoder.conv_out.bias.add_(5.0)
     assert (loud.decode(z_BTCHW)[0] == 1).all()
@@ -163,7 +172,7 @@ def test_half_precision_goes_through(vae: WanAutoencoder) -> None:
     z_BTCHW = latents(1, 3)
     pieces, state = streamed(model, z_BTCHW, [1, 2])
     assert {held.dtype for held in (*pieces, *state)} == {torch.bfloat16}
-    assert (torch.cat(pieces, 1).float() - vae.decode(z_BTCHW)[0]).abs().max() < 0.05
+    assert (torch.cat(pieces, 1).float() - vae.decode(z_BTCHW)[0]).abs().mean() < 0.02
     assert model.encode(torch.zeros(1, 1, 3, 8, 8)).dtype == torch.bfloat16
 
 
@@ -178,7 +187,7 @@ def test_a_clip_that_does_not_fit_is_refused_with_its_numbers(
 def test_latents_that_do_not_fit_are_refused_with_their_numbers(vae: WanAutoencoder) -> None:
     with pytest.raises(ValueError, match="0 latent frames of 16 channels"):
         vae.decode(latents(1, 0))
-    with pytest.raises(ValueError, match="2 latent frames of 4 channels.*of 16 channels"):
+    with pytest.raises(ValueError, match=r"2 latent frames of 4 channels.*of 16 channels"):
         vae.decode(latents(1, 2)[:, :, :4])
     _, state = vae.decode(latents(1, 1))
     with pytest.raises(ValueError, match=r"\(1, 2, 3\) cannot go on with latents of \(2, 2, 3\)"):
@@ -244,7 +253,7 @@ def test_weights_stored_in_half_precision_load_in_single(vae: WanAutoencoder, tm
 def test_a_missing_or_damaged_file_is_named(saved: Path, name: str) -> None:
     path = saved / name
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ValueError, match="damaged.*fetch it again") as found:
+    with pytest.raises(ValueError, match=r"damaged.*fetch it again") as found:
         WanAutoencoder.load(saved)
     assert "\n" not in str(found.value)
     path.unlink()
@@ -264,9 +273,10 @@ def test_pickled_weights_are_not_read(saved: Path) -> None:
     ("more", "said"),
     [
         ({"_class_name": "AutoencoderKL"}, "describes AutoencoderKL, expected AutoencoderKLWan"),
-        ({"num_res_blocks": 2}, r"missing \['decoder.*fetch both"),
-        ({"num_res_blocks": 0}, r"surplus \['decoder.*fetch both"),
-        ({"base_dim": 8}, "damaged"),
+        ({"num_res_blocks": 2}, "damaged"),
+        ({"is_residual": True}, "Wan 2.2's kind"),
+        ({"latents_mean": 5}, "damaged"),
+        ({"base_dim": 8}, r"damaged .*size mismatch for encoder"),
     ],
 )
 def test_a_config_of_other_weights_is_refused(saved: Path, more: dict[str, Any], said: str) -> None:
@@ -275,3 +285,12 @@ def test_a_config_of_other_weights_is_refused(saved: Path, more: dict[str, Any],
     with pytest.raises(ValueError, match=said) as found:
         WanAutoencoder.load(saved)
     assert "\n" not in str(found.value)
+
+
+def test_missing_and_surplus_weights_are_counted_and_named(saved: Path) -> None:
+    path = saved / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["stranger"] = weights.pop("quant_conv.bias")
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 missing \['quant_conv.bias'\], 1 surplus \['stranger'\]; fetch both"):
+        WanAutoencoder.load(saved)

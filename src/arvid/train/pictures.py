@@ -1,7 +1,7 @@
 """Single frames of the shapes world: right and clean, wrong in one field, or flawed by a known amount.
 
-Knows: how to draw one moment of a story, wrongly or badly, what it then shows, and how much of it is kept. Does not
-know: prompts' wording, models, losses. What `train.reward` teaches is drawn here; the oracle is never asked.
+Knows: how to draw one moment of a story, wrongly or badly, what it then shows, and how much of it is kept.
+Does not know: prompts' wording, models, losses. What `train.reward` teaches is drawn here; the oracle is never asked.
 
 Legend: N frames, T frames of a track, C channels, H height, W width; drawings are [64, 64, 3] in 0..255, pixels
 v_NCHW in [-1, 1].

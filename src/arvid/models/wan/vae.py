@@ -23,6 +23,7 @@ from arvid.types import DecoderState
 
 TIME_STRIDE = 4
 SPACE_STRIDE = 8
+LONGEST_CAUSE = 240
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 _REPEAT = "Rep"
@@ -55,15 +56,15 @@ class WanAutoencoder(nn.Module):
 
         Raises ValueError for an unknown setting, or settings that are not of Wan 2.1's kind.
         """
-        _check(settings)
         plain = {name: value for name, value in settings.items() if not name.startswith("_")}
         try:
+            _check(plain)
             model = AutoencoderKLWan(**plain)
         except TypeError as error:
             raise ValueError(
                 f"settings diffusers does not take ({_line(error)}); use those of a config.json"
             ) from error
-        return cls(model.eval())
+        return cls(model).eval()
 
     @classmethod
     def load(cls, directory: Path) -> WanAutoencoder:
@@ -92,7 +93,7 @@ class WanAutoencoder(nn.Module):
                 f"the autoencoder in {directory} holds other weights than its config.json describes: {len(missing)} "
                 f"missing {missing[:3]}, {len(surplus)} surplus {surplus[:3]}; fetch both files again"
             )
-        return cls(model.eval().requires_grad_(False))
+        return cls(model).eval().requires_grad_(False)
 
     def encode(self, v_BTCHW: Tensor) -> Tensor:
         """Normalised latents [B, 1 + (T - 1) / 4, C, H / 8, W / 8] of a whole clip, the mode of their distribution.
@@ -198,6 +199,10 @@ def _find(directory: Path) -> None:
     kind = settings.get("_class_name") if isinstance(settings, dict) else None
     if kind != AutoencoderKLWan.__name__:
         raise ValueError(f"{config} describes {kind}, expected {AutoencoderKLWan.__name__}; pass its `vae` folder")
+    try:
+        _check(settings)
+    except TypeError as error:
+        raise ValueError(f"the autoencoder in {directory} is damaged ({_line(error)}); fetch it again") from error
     if not (directory / WEIGHTS).is_file() and not (directory / f"{WEIGHTS}.index.json").is_file():
         raise ValueError(
             f"no autoencoder in {directory}: {WEIGHTS} is missing; weights are read from safetensors only, fetch or "
@@ -206,5 +211,5 @@ def _find(directory: Path) -> None:
 
 
 def _line(error: Exception) -> str:
-    """The first line of an error's text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The start of an error's text in one line: torch names the mismatched weights below its first."""
+    return " ".join(str(error).split())[:LONGEST_CAUSE] or type(error).__name__
