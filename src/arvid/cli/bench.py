@@ -70,6 +70,31 @@ def speculation(
         raise typer.Exit(STOPPED)
 
 
+@app.command("family")
+def family(
+    prompts: Annotated[int, typer.Option(min=2, help="Held-out prompts.")] = 32,
+    levels: Annotated[str, typer.Option(help="Levels of the prompt grammar: 1-2, or 1,3.")] = "1-2",
+    model: options.Model = "embedded",
+    device: options.Device = "cpu",
+    threads: options.Threads = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report here.")] = None,
+) -> None:
+    """Measure what the card of a family promises: autoencoder, target, drafter, long videos, cost."""
+    if json_file:
+        _check_place(json_file)
+    from arvid.cli import bench_family as running
+    from arvid.cli import families
+    from arvid.cli.report import write_report
+
+    chosen = _levels(levels)
+    families.set_up(threads)
+    report = running.measure(families.open_pipeline(model, "", device), prompts, chosen, device)
+    if json_file:
+        write_report(report, json_file)
+    for line in running.told(report):
+        typer.echo(line)
+
+
 def _levels(text: str) -> tuple[int, ...]:
     """1-2 or 1,3 as numbers."""
     try:

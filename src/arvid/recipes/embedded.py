@@ -47,7 +47,7 @@ class Sizes:
     vae_steps: int = 1500
     decoder_steps: int = 2000
     latents: int = 7000
-    target_steps: int = 1750
+    target_steps: int = 2300
     drafter_steps: int = 1400
     batch: int = 4
 
@@ -199,7 +199,8 @@ def latents(runs: Path, sizes: Sizes, report: Report) -> None:
 
 
 def flow(runs: Path, name: str, config: WanConfig, steps: int, batch: int, rate: float, report: Report) -> None:
-    """A transformer by teacher forcing on the latents of `latents`."""
+    """A transformer by teacher forcing on the latents of `latents`; from `start.safetensors` in its folder if there is
+    one (weights of the same sizes, to train them further), else from nothing."""
     shards = [load_file(path) for path in sorted((runs / "latents").glob("*.safetensors"))]
     z = torch.cat([shard["latents"] for shard in shards])
     words = torch.cat([shard["text"] for shard in shards])
@@ -211,6 +212,9 @@ def flow(runs: Path, name: str, config: WanConfig, steps: int, batch: int, rate:
 
     model = CausalWan(config)
     model.initialise(torch.Generator().manual_seed(0))
+    start = runs / name / "start.safetensors"
+    if start.exists():
+        model.load_state_dict(load_file(start))
     objective = TeacherForcing(model, FRAMES, BLOCK, Window(WINDOW))
     settings = TrainConfig(
         steps, learning_rate=rate, warmup=100, average=0.997, weight_decay=0.02, save_every=100, muon="blocks."

@@ -1,0 +1,133 @@
+"""The card of the embedded family as numbers: what `arvid bench family` measures.
+
+Knows: the held-out part of the shapes world, and what its card promises (autoencoder, world scores at one and three
+times the training length, cost). Does not know: routing (`cli.bench_speculation`), how the weights were made.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from arvid.cli.report import Row, head
+from arvid.evals.speculation import draw_prompts
+from arvid.evals.statistics import PairedBootstrap
+from arvid.models.tae import TinyAutoencoder
+from arvid.models.wan.presets import flops_per_token
+from arvid.models.wan.transformer import WanConfig
+from arvid.pipeline import Pipeline, Request
+from arvid.video import to_bytes
+from arvid.worlds import oracle, shapes
+
+LONG = 3
+"""How many times the training length the long videos are."""
+
+
+def measure(pipeline: Pipeline, prompts: int, levels: tuple[int, ...], device: str) -> Row:
+    """Every number of the card, over `prompts` held-out prompts; seed of prompt number i is i."""
+    test = draw_prompts(prompts, levels, "family")
+    card = pipeline.family.card
+    seconds = (card.trained_frames - 1) * 4 / card.fps
+    pipeline.generate(Request(test[0], 1.0, router="target"))
+    rows = {
+        "autoencoder": _autoencoder(pipeline, test),
+        "target": _videos(pipeline, test, "target", seconds),
+        "drafter": _videos(pipeline, test, "draft", seconds),
+        f"target_{LONG}x": _videos(pipeline, test, "target", LONG * seconds),
+        f"drafter_{LONG}x": _videos(pipeline, test, "draft", LONG * seconds),
+    }
+    pair = {name: _config(card.parts[name]) for name in ("target", "drafter")}
+    keys = (card.trained_frames // 2) * (card.size[0] // 16) * (card.size[1] // 16)
+    cost = {name: flops_per_token(config, keys) for name, config in pair.items()}
+    return {
+        **head("bench family", device),
+        "config": {"model": card.name, "prompts": prompts, "levels": list(levels), "seconds": seconds},
+        **rows,
+        "parameters": {name: _parameters(config) for name, config in pair.items()},
+        "flops_ratio": cost["drafter"] / cost["target"],
+        "score_ratio": PairedBootstrap(test).ratio(rows["drafter"]["scores"], rows["target"]["scores"]).value,
+        "peak_memory_bytes": _peak_memory(),
+    }
+
+
+def _peak_memory() -> int:
+    """Largest resident size of this process in bytes (macOS counts bytes, Linux KiB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _config(settings: dict[str, Any]) -> WanConfig:
+    return WanConfig(**{**settings, "patch_size": tuple(settings.get("patch_size", (1, 2, 2)))})
+
+
+def _parameters(config: WanConfig) -> int:
+    from arvid.models.wan.transformer import CausalWan
+
+    with torch.device("meta"):
+        return CausalWan(config).parameters_count
+
+
+@torch.inference_mode()
+def _autoencoder(pipeline: Pipeline, prompts: tuple[str, ...]) -> Row:
+    """PSNR (dB, over all pixels of all clips) and the world score that is left of the truth after a round trip."""
+    vae = pipeline.family.decoder
+    if not isinstance(vae, TinyAutoencoder):
+        raise ValueError(f"the decoder of {pipeline.family.card.name} cannot encode; this card is of a family that can")
+    errors, scores = [], []
+    for seed, prompt in enumerate(prompts):
+        truth = shapes.render(prompt, seed)
+        v_BTCHW = torch.from_numpy(truth).movedim(-1, -3).float()[None] / 127.5 - 1
+        again, _ = vae.decode(vae.encode(v_BTCHW.to(pipeline.family.device)))
+        frames = to_bytes(again[0])
+        errors.append(((frames.astype(np.float64) - truth) / 255) ** 2)
+        scores.append(oracle.judge(frames, prompt).score)
+    return {"psnr_db": float(-10 * np.log10(np.mean(errors))), **_mean(prompts, scores)}
+
+
+def _videos(pipeline: Pipeline, prompts: tuple[str, ...], router: str, seconds: float) -> Row:
+    """World score and seconds of videos by one model."""
+    scores, took, decode, attributes = [], [], [], []
+    for seed, prompt in enumerate(prompts):
+        begin = time.perf_counter()
+        result = pipeline.generate(Request(prompt, seconds, seed, router))
+        took.append(time.perf_counter() - begin)
+        decode.append(sum(block.seconds.get("decode", 0.0) for block in result.blocks))
+        world = oracle.judge(to_bytes(result.frames_BTCHW[0]), prompt)
+        scores.append(world.score)
+        attributes.append(world.attributes)
+    means = {name: float(np.mean([found[name] for found in attributes])) for name in attributes[0]}
+    return {
+        **_mean(prompts, scores),
+        "attributes": means,
+        "seconds_per_video": float(np.mean(took)),
+        "decode_share": float(np.sum(decode) / (np.sum(took) - np.sum(decode))),
+    }
+
+
+def _mean(prompts: tuple[str, ...], scores: list[float]) -> Row:
+    found = PairedBootstrap(prompts).ratio(scores, [1.0] * len(scores))
+    return {"score": found.value, "score_ci95": found.ci95, "scores": scores}
+
+
+def told(report: Row) -> list[str]:
+    """The card in a few lines."""
+    lines = [
+        f"autoencoder: {report['autoencoder']['psnr_db']:.1f} dB, truth keeps {report['autoencoder']['score']:.3f}"
+    ]
+    for name in ("target", "drafter", f"target_{LONG}x", f"drafter_{LONG}x"):
+        row = report[name]
+        low, high = row["score_ci95"] or (row["score"], row["score"])
+        lines.append(
+            f"{name}: world score {row['score']:.3f} ({low:.3f} to {high:.3f}), "
+            f"{row['seconds_per_video']:.2f} s a video, "
+            f"decoding {row['decode_share']:.0%} of the rest"
+        )
+    lines.append(
+        f"drafter by target: {report['flops_ratio']:.3f} of the FLOPs, {report['score_ratio'] or 0:.2f} of the score"
+    )
+    lines.append(f"peak memory of the process: {report['peak_memory_bytes'] / 1e9:.2f} GB")
+    return lines
