@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -26,8 +27,10 @@ from arvid.models.tae import TAEConfig, TinyAutoencoder
 from arvid.models.text import TextEncoder
 from arvid.models.wan.presets import EMBEDDED_DRAFTER, EMBEDDED_TARGET
 from arvid.models.wan.transformer import CausalWan, WanConfig
+from arvid.rewards.frame import FrameReward
 from arvid.train.autoencoder import Decoding, Reconstruction, psnr
 from arvid.train.flow import FlowBatch, TeacherForcing
+from arvid.train.reward import Faithfulness, PairBatch, Pairs
 from arvid.train.text import Captions, Reader, Reading, accuracy, vocabulary
 from arvid.train.trainer import TrainConfig, train
 from arvid.worlds import captions, shapes
@@ -49,6 +52,7 @@ class Sizes:
     latents: int = 7000
     target_steps: int = 2300
     drafter_steps: int = 1400
+    reward_steps: int = 1800
     batch: int = 4
 
 
@@ -233,6 +237,29 @@ def drafter(runs: Path, sizes: Sizes, report: Report) -> None:
     flow(runs, "drafter", EMBEDDED_DRAFTER, sizes.drafter_steps, sizes.batch, 1.5e-3, report)
 
 
+def reward(runs: Path, sizes: Sizes, report: Report) -> None:
+    """The frame reward: first on drawn frames alone, then on frames that went through the autoencoder as well."""
+    encoder = TextEncoder.load(runs / "text" / "encoder")
+
+    @torch.no_grad()
+    def read(prompts: list[str]) -> Tensor:
+        words, mask = encoder.tokens(prompts)
+        longest = int(mask.sum(1).max())
+        return cast(Tensor, encoder(words[:, :longest], mask[:, :longest]))
+
+    drawn, decoded = Pairs(read, None, seed=0), Pairs(read, load_autoencoder(runs), seed=0)
+
+    def source(step: int) -> PairBatch:
+        return drawn(step) if step < sizes.reward_steps * 2 // 3 else decoded(step)
+
+    torch.manual_seed(0)
+    model = FrameReward(read)
+    config = TrainConfig(sizes.reward_steps, 1.5e-3, average=0.995)
+    average = train(model, Faithfulness(model), source, config, runs / "reward", None, report)
+    model.load_state_dict(average)
+    model.save(runs / "reward" / "model")
+
+
 def pack(runs: Path, sizes: Sizes, report: Report) -> None:
     """Put the family together in `runs/family`, in the layout of `models.family`: bf16 weights and the card."""
     out = runs / "family"
@@ -273,6 +300,7 @@ STAGES: dict[str, Stage] = {
     "decoder": decoder,
     "target": target,
     "drafter": drafter,
+    "reward": reward,
     "pack": pack,
 }
 """Stages in the order in which they need each other."""
