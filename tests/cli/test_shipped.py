@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
-from test_docs import ROOT, commands_of_all_pages
 from typer.testing import CliRunner
 
 from arvid.cli.main import app
 from arvid.models.family import read_card
 from arvid.pipeline import EMBEDDED, load
+from test_docs import ROOT, commands_of_all_pages
 
 MEGABYTES = 60
 LONG_VERBS = {"train", "bench"}
