@@ -9,7 +9,6 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +16,10 @@ import torch
 from arvid.cli.report import Row, head
 from arvid.evals.speculation import draw_prompts
 from arvid.evals.statistics import PairedBootstrap
-from arvid.models.tae import TinyAutoencoder
+from arvid.models.family import transformer_config
+from arvid.models.tae import TIME_STRIDE, TinyAutoencoder
 from arvid.models.wan.presets import flops_per_token
-from arvid.models.wan.transformer import WanConfig
+from arvid.models.wan.transformer import CausalWan, WanConfig
 from arvid.pipeline import Pipeline, Request
 from arvid.video import to_bytes
 from arvid.worlds import oracle, shapes
@@ -32,7 +32,7 @@ def measure(pipeline: Pipeline, prompts: int, levels: tuple[int, ...], device: s
     """Every number of the card, over `prompts` held-out prompts; seed of prompt number i is i."""
     test = draw_prompts(prompts, levels, "family")
     card = pipeline.family.card
-    seconds = (card.trained_frames - 1) * 4 / card.fps
+    seconds = (card.trained_frames - 1) * TIME_STRIDE / card.fps
     pipeline.generate(Request(test[0], 1.0, router="target"))
     rows = {
         "autoencoder": _autoencoder(pipeline, test),
@@ -41,7 +41,7 @@ def measure(pipeline: Pipeline, prompts: int, levels: tuple[int, ...], device: s
         f"target_{LONG}x": _videos(pipeline, test, "target", LONG * seconds),
         f"drafter_{LONG}x": _videos(pipeline, test, "draft", LONG * seconds),
     }
-    pair = {name: _config(card.parts[name]) for name in ("target", "drafter")}
+    pair = {name: transformer_config(card, name) for name in ("target", "drafter")}
     keys = (card.trained_frames // 2) * (card.size[0] // 16) * (card.size[1] // 16)
     cost = {name: flops_per_token(config, keys) for name, config in pair.items()}
     return {
@@ -60,13 +60,7 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _config(settings: dict[str, Any]) -> WanConfig:
-    return WanConfig(**{**settings, "patch_size": tuple(settings.get("patch_size", (1, 2, 2)))})
-
-
 def _parameters(config: WanConfig) -> int:
-    from arvid.models.wan.transformer import CausalWan
-
     with torch.device("meta"):
         return CausalWan(config).parameters_count
 

@@ -24,12 +24,6 @@ COLOURS = {
 }  # fmt: skip
 
 
-def score_of(row: Row) -> float | None:
-    """The score of a block's draft, kept or sent back; None when nobody scored."""
-    scores = [draft["score"] for draft in row["rejected"]]
-    return row["score"] if row["score"] is not None else next((score for score in scores if score is not None), None)
-
-
 def rate_of(row: Row) -> float:
     """Frames per second of one block."""
     return row["frames"] / max(sum(row["seconds"].values()), 1e-9)
@@ -83,7 +77,7 @@ class Lines(Display):
 
     def block(self, row: Row) -> None:
         """Say what became of a block."""
-        score = score_of(row)
+        score = row["score"]
         drafted = "drafted" if row["passes"].get("drafter") else "not drafted"
         judged = "not scored" if score is None else f"score {score:.3f}"
         self._say(
@@ -154,7 +148,7 @@ class Terminal(Display):
         for name in ("block", "frames", "draft", "score", "outcome", "seconds", "frames/s"):
             table.add_column(name, justify="left" if name in ("draft", "outcome") else "right", header_style="dim")
         for row in self._rows[-SHOWN:]:
-            score = score_of(row)
+            score = row["score"]
             table.add_row(
                 str(row["block"] + 1), str(row["frames"]), "drafted" if row["passes"].get("drafter") else "-",
                 "-" if score is None else f"{score:.3f}", Text(row["outcome"], style=COLOURS.get(row["outcome"], "")),

@@ -62,7 +62,7 @@ class Recorder:
         self._rejected: list[dict[str, Any]] = []
 
     def on(self, event: str, payload: dict[str, Any]) -> None:
-        """Keep what was rejected: the finished block no longer knows it."""
+        """Keep what was rejected: a block knows its score, not how often and as what it was sent back."""
         if event == "begun":
             self._rejected = []
         elif event == "rejected":

@@ -77,18 +77,25 @@ def fill(model: nn.Module, path: Path) -> None:
     model.load_state_dict(weights)
 
 
+def _tupled(settings: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists where our configurations have tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+
+
+def transformer_config(card: Card, part: str) -> WanConfig:
+    """Sizes of the transformer `part` (target or drafter)."""
+    return WanConfig(**_tupled(card.parts[part]))
+
+
 def load_transformer(directory: Path, card: Card, part: str, device: torch.device) -> CausalWan:
     """The transformer `part` (target or drafter) in bf16, ready to run."""
-    settings = dict(card.parts[part])
-    settings["patch_size"] = tuple(settings.get("patch_size", (1, 2, 2)))
-    model = CausalWan(WanConfig(**settings))
+    model = CausalWan(transformer_config(card, part))
     fill(model, directory / f"{part}.safetensors")
     return model.to(device, torch.bfloat16).eval().requires_grad_(False)
 
 
 def load_autoencoder(directory: Path, card: Card, device: torch.device) -> TinyAutoencoder:
     """The autoencoder in bf16 and channels-last, ready to run."""
-    settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in card.parts["vae"].items()}
-    model = TinyAutoencoder(TAEConfig(**settings))
+    model = TinyAutoencoder(TAEConfig(**_tupled(card.parts["vae"])))
     fill(model, directory / "vae.safetensors")
     return model.to(device, torch.bfloat16).channels_last().eval().requires_grad_(False)

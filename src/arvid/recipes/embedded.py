@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from arvid.caches.window import Window
-from arvid.models.family import Card
+from arvid.models.family import Card, load_autoencoder
 from arvid.models.tae import TAEConfig, TinyAutoencoder
 from arvid.models.text import TextEncoder
 from arvid.models.wan.presets import EMBEDDED_DRAFTER, EMBEDDED_TARGET
@@ -36,6 +36,7 @@ from arvid.train.trainer import TrainConfig, train
 from arvid.worlds import captions, shapes
 
 Report = Callable[[dict[str, float]], None]
+CPU = torch.device("cpu")
 FRAMES, PIXEL_FRAMES, BLOCK, WINDOW = 21, 81, 3, 9
 LEVELS = (1, 2, 2)
 """Levels of the grammar the pair is trained on: one third one thing, two thirds two things."""
@@ -43,7 +44,7 @@ LEVELS = (1, 2, 2)
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything; the defaults made the shipped weights."""
+    """How much of everything. The card of the shipped weights says how many of these steps they had."""
 
     text_steps: int = 1700
     clips: int = 2400
@@ -142,13 +143,6 @@ def measure_latents(model: TinyAutoencoder, v_BTCHW: Tensor) -> None:
     model.latent_std.copy_(z.std((0, 1, 3, 4)))
 
 
-def load_autoencoder(runs: Path) -> TinyAutoencoder:
-    """The trained autoencoder in bf16, ready to encode."""
-    model = TinyAutoencoder()
-    model.load_state_dict(load_file(runs / "vae" / "vae.safetensors"))
-    return model.to(torch.bfloat16).channels_last().eval()
-
-
 def decoder(runs: Path, sizes: Sizes, report: Report) -> None:
     """The decoder alone, longer: the encoder stays as it is, so the latents that transformers learn stay valid."""
     model = TinyAutoencoder().channels_last()
@@ -179,13 +173,11 @@ def decoder(runs: Path, sizes: Sizes, report: Report) -> None:
 
 
 SHARD = 500
-FIRSTS = 10
-"""First blocks of other clips that go with every whole clip."""
 
 
 def latents(runs: Path, sizes: Sizes, report: Report) -> None:
     """Latents and text embeddings of training clips, in shards that are skipped when they exist."""
-    model, encoder = load_autoencoder(runs), TextEncoder.load(runs / "text" / "encoder")
+    model, encoder = load_autoencoder(runs / "vae", CARD, CPU), TextEncoder.load(runs / "text" / "encoder")
     directory = runs / "latents"
     directory.mkdir(parents=True, exist_ok=True)
     for start in range(0, sizes.latents, SHARD):
@@ -200,6 +192,10 @@ def latents(runs: Path, sizes: Sizes, report: Report) -> None:
         save_file({"latents": z, "text": words}, part, metadata={"prompts": json.dumps(prompts)})
         part.rename(path)
         report({"clips": float(start + SHARD)})
+
+
+FIRSTS = 10
+"""First blocks of other clips that go with every whole clip."""
 
 
 def flow(runs: Path, name: str, config: WanConfig, steps: int, batch: int, rate: float, report: Report) -> None:
@@ -247,7 +243,7 @@ def reward(runs: Path, sizes: Sizes, report: Report) -> None:
         longest = int(mask.sum(1).max())
         return cast(Tensor, encoder(words[:, :longest], mask[:, :longest]))
 
-    drawn, decoded = Pairs(read, None, seed=0), Pairs(read, load_autoencoder(runs), seed=0)
+    drawn, decoded = Pairs(read, None, seed=0), Pairs(read, load_autoencoder(runs / "vae", CARD, CPU), seed=0)
 
     def source(step: int) -> PairBatch:
         return drawn(step) if step < sizes.reward_steps * 2 // 3 else decoded(step)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from arvid.caches.store import Policy
-from arvid.types import Estimate, Memory, Rotate, View
+from arvid.caches.store import Policy, Store
+from arvid.types import Estimate, Memory, Rotate, Span, View
 
 Context = tuple[tuple[Tensor, Tensor], ...]
 
@@ -52,23 +52,6 @@ class FlowBatch:
     first: tuple[Tensor, Tensor] | None = None
 
 
-class DenseView:
-    """No stored past, a given mask: everything is in the pass itself."""
-
-    frames: tuple[int, ...] = ()
-
-    def __init__(self, mask_TT: Tensor) -> None:
-        self._mask_TT = mask_TT
-
-    def read(self, layer: int, rotate: Rotate) -> None:
-        """Nothing to read."""
-        return None
-
-    def mask(self, frames: tuple[int, ...]) -> Tensor:
-        """The mask it was made with."""
-        return self._mask_TT
-
-
 class GatheredView:
     """The clean frames that several blocks of every clip may read, block by block along the batch. Only distances
     between frames matter to the model, so all blocks of a group stand at the same positions."""
@@ -93,16 +76,6 @@ class GatheredView:
         return torch.stack([each[:, list(past)].flatten(1, 2) for past in self._pasts], 1).flatten(0, 1)
 
 
-def causal_mask(frames: int, block: int, policy: Policy) -> Tensor:
-    """Boolean [frames, frames]: a frame sees the past on view for its block, and its block."""
-    mask = torch.zeros(frames, frames, dtype=torch.bool)
-    for start in range(0, frames, block):
-        own = slice(start, min(start + block, frames))
-        mask[own, list(policy.visible(tuple(range(start)), start))] = True
-        mask[own, own] = True
-    return mask
-
-
 def groups(frames: int, block: int, policy: Policy) -> list[list[tuple[int, tuple[int, ...]]]]:
     """Blocks (first frame, frames on view) that see the same distances, so that they can share a pass."""
     found: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}
@@ -119,7 +92,8 @@ class _Passes(nn.Module):
     def __init__(self, model: FlowModel, frames: int, block: int, policy: Policy) -> None:
         super().__init__()
         self.model, self.frames, self.block = model, frames, block
-        self.view = DenseView(causal_mask(frames, block, policy))
+        # The view of an empty store: nothing to read, and the mask that keeps the blocks of the span causal.
+        self.view = Store(policy, block).view(Span(0, frames))
         self.groups = groups(frames, block, policy)
 
     def forward(
