@@ -12,28 +12,32 @@ import random
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from arvid.caches.window import Window
 from arvid.models.family import Card, load_autoencoder
-from arvid.models.tae import TAEConfig, TinyAutoencoder
+from arvid.models.tae import TIME_STRIDE, TAEConfig, TinyAutoencoder
 from arvid.models.text import TextEncoder
+from arvid.models.wan.growth import deepen
 from arvid.models.wan.presets import EMBEDDED_DRAFTER, EMBEDDED_TARGET
 from arvid.models.wan.transformer import CausalWan, WanConfig
 from arvid.rewards.frame import FrameReward
-from arvid.train.autoencoder import Decoding, Reconstruction, psnr
+from arvid.train.autoencoder import Decoding, LabelledClips, Probe, Reconstruction, psnr
 from arvid.train.flow import FlowBatch, TeacherForcing
 from arvid.train.reward import Faithfulness, PairBatch, Pairs
 from arvid.train.text import Captions, Reader, Reading, accuracy, vocabulary
 from arvid.train.trainer import TrainConfig, train
 from arvid.worlds import captions, shapes
+from arvid.worlds.grammar import SHAPES, SIZES
+from arvid.worlds.labels import Labels, label
 
 Report = Callable[[dict[str, float]], None]
 CPU = torch.device("cpu")
@@ -60,11 +64,17 @@ class Sizes:
 # ---------------------------------------------------------------- data
 
 
-def clip(job: tuple[int, bool, tuple[int, ...]]) -> tuple[str, np.ndarray]:
-    """Prompt and frames of the clip with a number, from the training or the held-out part."""
+def clip(job: tuple[int, bool, tuple[int, ...]], frames: int = PIXEL_FRAMES) -> tuple[str, np.ndarray]:
+    """Prompt and first frames of the clip with a number, from the training or the held-out part."""
     number, held_out, levels = job
     prompt = captions.sample(random.Random(f"{number}-{held_out}"), levels, held_out).prompt
-    return prompt, shapes.render(prompt, number, PIXEL_FRAMES)
+    return prompt, shapes.render(prompt, number, frames)
+
+
+def labelled(job: tuple[int, bool, tuple[int, ...]]) -> tuple[np.ndarray, Labels]:
+    """Frames and labels of the clip with a number."""
+    prompt, frames = clip(job)
+    return frames, label(prompt, job[0], PIXEL_FRAMES)
 
 
 def clips(count: int, held_out: bool, levels: tuple[int, ...], start: int = 0) -> tuple[list[str], np.ndarray]:
@@ -99,27 +109,58 @@ def text(runs: Path, sizes: Sizes, report: Report) -> None:
     encoder.save(runs / "text" / "encoder")
 
 
+class Windows:
+    """Windows of nine frames, and single frames, of rendered and labelled clips: a pure function of the step."""
+
+    def __init__(self, count: int, levels: tuple[int, ...], batch: int, stills: int) -> None:
+        jobs = [(number, False, levels) for number in range(count)]
+        with ProcessPoolExecutor() as pool:
+            self.clips = list(pool.map(labelled, jobs, chunksize=32))
+        self.batch, self.stills = batch, stills
+
+    def __call__(self, step: int) -> LabelledClips:
+        rng = np.random.default_rng([7, step])
+        return replace(self.cut(rng, self.batch, 9), stills=self.cut(rng, self.stills, 1))
+
+    def cut(self, rng: np.random.Generator, count: int, frames: int) -> LabelledClips:
+        """`count` windows of `frames` frames anywhere in the clips."""
+        which, starts = rng.integers(0, len(self.clips), count), rng.integers(0, PIXEL_FRAMES - frames + 1, count)
+        cuts = [(*self.clips[i], slice(s, s + frames)) for i, s in zip(which, starts, strict=True)]
+        ends = [slice(every.start, every.stop, TIME_STRIDE) for _, _, every in cuts]
+        return LabelledClips(
+            to_pixels(np.stack([film[every] for film, _, every in cuts])),
+            torch.from_numpy(np.stack([row[1].shape_TYX[at] for row, at in zip(cuts, ends, strict=True)])).long(),
+            torch.from_numpy(np.stack([row[1].size_TYX[at] for row, at in zip(cuts, ends, strict=True)])).long(),
+            torch.from_numpy(np.stack([row[1].velocity_TYX2[at] for row, at in zip(cuts, ends, strict=True)])).float(),
+            torch.from_numpy(np.stack([found.things_THW[every] for _, found, every in cuts])),
+        )
+
+
 def autoencoder(runs: Path, sizes: Sizes, report: Report) -> None:
     """The autoencoder, on windows of nine frames of clips of all levels; then the statistics of its latents."""
-    _, pool = clips(sizes.clips, False, (1, 2, 2, 3, 4))
+    source = Windows(sizes.clips, (1, 2, 2, 3, 4), 10, 60)
     _, held = clips(48, True, (1, 2, 2, 3, 4))
-
-    def source(step: int) -> Tensor:
-        rng = np.random.default_rng([7, step])
-        which, starts = rng.integers(0, len(pool), 16), rng.integers(0, PIXEL_FRAMES - 8, 16)
-        return to_pixels(np.stack([pool[i, s : s + 9] for i, s in zip(which, starts, strict=True)]))
-
     torch.manual_seed(0)
     model = TinyAutoencoder().channels_last().train()
-    config = TrainConfig(sizes.vae_steps, learning_rate=2e-3, average=0.995, weight_decay=0.0)
+    start = runs / "vae" / "start.safetensors"
+    if start.exists():
+        model.load_state_dict(load_file(start))
+    probed = nn.ModuleDict({"vae": model, "probe": Probe(TAEConfig().latent_channels, len(SHAPES), len(SIZES))})
+    probe = runs / "vae" / "probe.safetensors"
+    if probe.exists():
+        probed["probe"].load_state_dict(load_file(probe))
+    config = TrainConfig(
+        sizes.vae_steps, learning_rate=1.5e-3, average=0.995, weight_decay=0.0, save_every=100, muon="convolve"
+    )
     held_pixels = to_pixels(held)
 
     def numbers(_: object) -> dict[str, float]:
         return {"held_psnr": reconstruction_psnr(model, held_pixels)}
 
-    average = train(model, Reconstruction(model), source, config, runs / "vae", numbers, report)
-    model.load_state_dict(average)
-    measure_latents(model.eval(), to_pixels(pool[:256]))
+    objective = Reconstruction(model, cast(Probe, probed["probe"]))
+    average = train(probed, objective, source, config, runs / "vae", numbers, report)
+    probed.load_state_dict(average)
+    measure_latents(model.eval(), to_pixels(np.stack([frames for frames, _ in source.clips[:256]])))
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, runs / "vae" / "vae.safetensors")
 
 
@@ -164,7 +205,9 @@ def decoder(runs: Path, sizes: Sizes, report: Report) -> None:
 
     for p in model.encoder.parameters():
         p.requires_grad_(False)
-    config = TrainConfig(sizes.decoder_steps, learning_rate=1e-3, average=0.995, weight_decay=0.0, save_every=200)
+    config = TrainConfig(
+        sizes.decoder_steps, learning_rate=1.5e-3, average=0.995, weight_decay=0.0, save_every=100, muon="convolve"
+    )
     average = train(
         model.train(), Decoding(model), source, config, runs / "decoder",
         lambda _: {"held_psnr": reconstruction_psnr(model, held_pixels)}, report,
@@ -172,49 +215,72 @@ def decoder(runs: Path, sizes: Sizes, report: Report) -> None:
     save_file({k: v.contiguous() for k, v in average.items()}, runs / "decoder" / "vae.safetensors")
 
 
-SHARD = 500
+PART, FIRSTS = 50, 200
+"""A part of the latents: so many whole clips, and so many other clips' first blocks alone."""
+TOGETHER = 10
+"""First blocks that go with every whole clip of a batch."""
+UNTOLD = 0.1
+"""Share of clips that are shown without their text, so that a model can be guided away from what it makes untold."""
+_MODELS: dict[str, tuple[TinyAutoencoder, TextEncoder]] = {}
+
+
+def encoded(job: tuple[str, int]) -> dict[str, Tensor]:
+    """One part: latents [50, 21, C, h, w] and text [50, 64, D] of whole clips, `first` [200, 3, C, h, w] and
+    `first_text` of first blocks; fp16. One thread: parts are made side by side."""
+    runs, part = Path(job[0]), job[1]
+    torch.set_num_threads(1)
+    if job[0] not in _MODELS:
+        _MODELS[job[0]] = (load_autoencoder(runs / "vae", CARD, CPU), TextEncoder.load(runs / "text" / "encoder"))
+    model, encoder = _MODELS[job[0]]
+    made: dict[str, Tensor] = {}
+    kinds = (("latents", "text", PART, PIXEL_FRAMES), ("first", "first_text", FIRSTS, TIME_STRIDE * (BLOCK - 1) + 1))
+    for name, words, count, frames in kinds:
+        start = (100000 if name == "latents" else 1000000) + part * count
+        rows = [clip((number, False, LEVELS), frames) for number in range(start, start + count)]
+        with torch.inference_mode():
+            z = [model.encode(to_pixels(np.stack([row[1] for row in rows[i : i + 10]]))) for i in range(0, count, 10)]
+            text = [encoder.encode([row[0] for row in rows[i : i + 50]]) for i in range(0, count, 50)]
+        made[name], made[words] = torch.cat(z).to(torch.float16), torch.cat(text).to(torch.float16)
+    return made
 
 
 def latents(runs: Path, sizes: Sizes, report: Report) -> None:
-    """Latents and text embeddings of training clips, in shards that are skipped when they exist."""
-    model, encoder = load_autoencoder(runs / "vae", CARD, CPU), TextEncoder.load(runs / "text" / "encoder")
+    """Latents and text embeddings of training clips, in parts that are skipped when they exist."""
     directory = runs / "latents"
     directory.mkdir(parents=True, exist_ok=True)
-    for start in range(0, sizes.latents, SHARD):
-        path = directory / f"{start:06d}.safetensors"
-        if path.exists():
-            continue
-        prompts, pool = clips(SHARD, False, LEVELS, 100000 + start)
-        with torch.inference_mode():
-            z = torch.cat([model.encode(to_pixels(part)) for part in np.split(pool, SHARD // 10)]).to(torch.float16)
-            words = torch.cat([encoder.encode(prompts[i : i + 50]) for i in range(0, SHARD, 50)]).to(torch.float16)
-        part = path.with_suffix(".part")
-        save_file({"latents": z, "text": words}, part, metadata={"prompts": json.dumps(prompts)})
-        part.rename(path)
-        report({"clips": float(start + SHARD)})
-
-
-FIRSTS = 10
-"""First blocks of other clips that go with every whole clip."""
+    paths = [directory / f"{part:04d}.safetensors" for part in range(sizes.latents // PART)]
+    missing = [part for part, path in enumerate(paths) if not path.exists()]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        for part, made in zip(missing, pool.map(encoded, ((str(runs), part) for part in missing)), strict=True):
+            whole = paths[part].with_suffix(".part")
+            save_file(made, whole)
+            whole.rename(paths[part])
+            report({"clips": float((part + 1) * PART)})
 
 
 def flow(runs: Path, name: str, config: WanConfig, steps: int, batch: int, rate: float, report: Report) -> None:
     """A transformer by teacher forcing on the latents of `latents`; from `start.safetensors` in its folder if there is
-    one (weights of the same sizes, to train them further), else from nothing."""
-    shards = [load_file(path) for path in sorted((runs / "latents").glob("*.safetensors"))]
-    z = torch.cat([shard["latents"] for shard in shards])
-    words = torch.cat([shard["text"] for shard in shards])
+    one (weights of the same widths and at most as many blocks, to train them further), else from nothing."""
+    parts = [load_file(path) for path in sorted((runs / "latents").glob("*.safetensors"))]
+    z, words, first, first_words = (
+        torch.cat([part[key] for part in parts]) for key in ("latents", "text", "first", "first_text")
+    )
 
     def source(step: int) -> FlowBatch:
         rng = np.random.default_rng([11, step])
-        whole, more = torch.from_numpy(rng.integers(0, len(z), (1 + FIRSTS) * batch)).split((batch, FIRSTS * batch))
-        return FlowBatch(z[whole].float(), words[whole].float(), (z[more, :BLOCK].float(), words[more].float()))
+        whole = torch.from_numpy(rng.integers(0, len(z), batch))
+        more = torch.from_numpy(rng.integers(0, len(first), TOGETHER * batch))
+        said = torch.from_numpy(rng.random(batch + len(more)) >= UNTOLD).float()[:, None, None]
+        return FlowBatch(
+            z[whole].float(), words[whole].float() * said[:batch],
+            (first[more].float(), first_words[more].float() * said[batch:]),
+        )  # fmt: skip
 
     model = CausalWan(config)
     model.initialise(torch.Generator().manual_seed(0))
     start = runs / name / "start.safetensors"
     if start.exists():
-        model.load_state_dict(load_file(start))
+        model.load_state_dict(deepen({key: value.float() for key, value in load_file(start).items()}, config))
     objective = TeacherForcing(model, FRAMES, BLOCK, Window(WINDOW))
     settings = TrainConfig(
         steps, learning_rate=rate, warmup=100, average=0.997, weight_decay=0.02, save_every=100, muon="blocks."

@@ -14,16 +14,34 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+from arvid.train.muon import Muon
 
 Batch = Any
 Source = Callable[[int], Batch]
 """The batch of a step, a pure function of it."""
 Objective = Callable[[Batch, torch.Generator], dict[str, Tensor]]
 """Named scalars of a batch; the entry `loss` is differentiated."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """An objective that keeps something of its own from step to step (a critic and its optimiser, a slow copy of the
+    weights): it is saved with the run and resumed with it."""
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs: tensors and plain data."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        ...
+
+
 Held = Callable[[nn.Module], dict[str, float]]
 """Held-out numbers of the averaged model."""
 
@@ -31,8 +49,8 @@ Held = Callable[[nn.Module], dict[str, float]]
 @dataclass(frozen=True)
 class TrainConfig:
     """One stage: `steps` steps at `learning_rate` (linear warm-up, cosine to zero), weight average `average`.
-    With `muon`, matrices whose name contains that word are stepped by Muon (orthogonalised momentum, scaled to AdamW's
-    update size; needs torch 2.9) and the rest by AdamW."""
+    With `muon`, matrices and filter banks whose name contains that word are stepped by Muon (orthogonalised momentum,
+    scaled to AdamW's update size; needs torch 2.9) and the rest by AdamW."""
 
     steps: int
     learning_rate: float = 1e-3
@@ -61,13 +79,15 @@ def train(
     report: Callable[[dict[str, float]], None] = lambda row: None,
 ) -> dict[str, Tensor]:
     """Train `model` in place and return the averaged weights. Resumes from `directory` when it holds a checkpoint
-    (bit-equal to never having stopped); appends rows of numbers to `directory/log.jsonl` and hands them to `report`.
+    (bit-equal to never having stopped; a `Stateful` objective goes with it); appends rows of numbers to
+    `directory/log.jsonl` and hands them to `report`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     optimisers = _optimisers(model, config)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     generator = torch.Generator().manual_seed(config.seed)
-    start = _resume(directory / "checkpoint.pt", model, optimisers, average, generator)
+    run = _Run(model, optimisers, average, generator, objective)
+    start = run.resume(directory / "checkpoint.pt")
     began = time.monotonic()
     for step in range(start, config.steps):
         for group in (group for optimiser in optimisers for group in optimiser.param_groups):
@@ -89,7 +109,7 @@ def train(
             row["seconds_per_step"] = (time.monotonic() - began) / (step + 1 - start)
             _log(directory, row, report)
         if (step + 1) % config.save_every == 0 or last:
-            _save(directory / "checkpoint.pt", model, optimisers, average, generator, step + 1)
+            run.save(directory / "checkpoint.pt", step + 1)
             if held:
                 _log(directory, {"step": step + 1, **_with_weights(model, average, held)}, report)
     return average
@@ -98,7 +118,7 @@ def train(
 def _optimisers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Muon for the named matrices, AdamW for the rest; matrices and modulation tables decay, vectors do not."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    fast = [p for name, p in trained if config.muon and config.muon in name and p.ndim == 2]
+    fast = [p for name, p in trained if config.muon and config.muon in name and p.ndim in (2, 4)]
     chosen = {id(p) for p in fast}
     rest = [p for _, p in trained if id(p) not in chosen]
     groups: list[dict[str, Any]] = [
@@ -107,11 +127,7 @@ def _optimisers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optim
     ]
     found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, 0.95))]
     if fast:
-        found.append(
-            torch.optim.Muon(
-                fast, config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
-        )
+        found.append(Muon(fast, config.learning_rate, config.weight_decay))
     return found
 
 
@@ -135,45 +151,51 @@ def _with_weights(model: nn.Module, average: dict[str, Tensor], held: Held) -> d
         model.train()
 
 
-def _save(
-    path: Path,
-    model: nn.Module,
-    optimisers: list[torch.optim.Optimizer],
-    average: dict[str, Tensor],
-    generator: torch.Generator,
-    step: int,
-) -> None:
-    """Written beside and renamed, so a kill at any moment leaves a whole checkpoint."""
-    part = path.with_suffix(".part")
-    torch.save(
-        {
-            "model": model.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in optimisers],
-            "average": average,
-            "generator": generator.get_state(),
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What a checkpoint holds, besides the step."""
+
+    model: nn.Module
+    optimisers: list[torch.optim.Optimizer]
+    average: dict[str, Tensor]
+    generator: torch.Generator
+    objective: Objective
+
+    def save(self, path: Path, step: int) -> None:
+        """Written beside and renamed, so a kill at any moment leaves a whole checkpoint."""
+        part = path.with_suffix(".part")
+        held = {
+            "model": self.model.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "average": self.average,
+            "generator": self.generator.get_state(),
             "step": step,
-        },
-        part,
-    )
-    os.replace(part, path)
+        }
+        if isinstance(self.objective, Stateful):
+            held["objective"] = self.objective.state()
+        torch.save(held, part)
+        os.replace(part, path)
 
-
-def _resume(
-    path: Path,
-    model: nn.Module,
-    optimisers: list[torch.optim.Optimizer],
-    average: dict[str, Tensor],
-    generator: torch.Generator,
-) -> int:
-    if not path.exists():
-        return 0
-    held = torch.load(path, weights_only=True)
-    model.load_state_dict(held["model"])
-    for optimiser, state in zip(optimisers, held["optimisers"], strict=True):
-        optimiser.load_state_dict(state)
-    average.update(held["average"])
-    generator.set_state(held["generator"])
-    return int(held["step"])
+    def resume(self, path: Path) -> int:
+        """The step to go on with. Raises ValueError when the checkpoint is of another kind of objective."""
+        if not path.exists():
+            return 0
+        held = torch.load(path, weights_only=True)
+        stateful = isinstance(self.objective, Stateful)
+        if stateful != ("objective" in held):
+            kept = "keeps" if stateful else "does not keep"
+            raise ValueError(
+                f"{path} was saved by another objective: {type(self.objective).__name__} {kept} a state of its own; "
+                "use a directory per method"
+            )
+        self.model.load_state_dict(held["model"])
+        for optimiser, state in zip(self.optimisers, held["optimisers"], strict=True):
+            optimiser.load_state_dict(state)
+        self.average.update(held["average"])
+        self.generator.set_state(held["generator"])
+        if isinstance(self.objective, Stateful):
+            self.objective.restore(held["objective"])
+        return int(held["step"])
 
 
 def _log(directory: Path, row: dict[str, float], report: Callable[[dict[str, float]], None]) -> None:
