@@ -1,8 +1,8 @@
 """Causal flow matching by teacher forcing: every block learns to leave noise, given the true past.
 
-Knows: which clean frames a block may read in training, which noise levels are drawn, the loss.
-Does not know: architectures, prompts' words, pixels. Source: Causal Forcing (2602.02214, stage 1); past noise after
-Diffusion Forcing (2407.01392).
+Knows: which clean frames a block may read in training, which noise levels are drawn, the loss; and, for the other
+methods of this room, how a model computes with half-precision copies of weights. Does not know: architectures,
+prompts' words, pixels. Source: Causal Forcing (2602.02214, stage 1); past noise after Diffusion Forcing (2407.01392).
 
 The clean frames go through the model once; their keys and values are the past that every noisy block then reads
 through a `View`, as in generation, so training and inference are one computation. Gradients flow through the past.
@@ -10,9 +10,9 @@ through a `View`, as in generation, so training and inference are one computatio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from arvid.caches.store import Policy, Store
 from arvid.types import Estimate, Memory, Rotate, Span, View
 
 Context = tuple[tuple[Tensor, Tensor], ...]
+T = TypeVar("T")
 
 
 class FlowModel(Protocol):
@@ -86,24 +87,81 @@ def groups(frames: int, block: int, policy: Policy) -> list[list[tuple[int, tupl
     return list(found.values())
 
 
-class _Passes(nn.Module):
-    """The passes of one training step with the weights it is called with: bf16 copies, as inference computes."""
+class _Lent(nn.Module):
+    """Where a computation runs while the model holds other weights."""
+
+    def __init__(self, model: FlowModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, compute: Callable[[], T]) -> T:
+        return compute()
+
+
+def halved(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """bf16 copies of named weights, as inference computes; gradients reach the originals."""
+    return {name: value.to(torch.bfloat16) for name, value in weights}
+
+
+def lend(model: FlowModel, weights: dict[str, Tensor], compute: Callable[[], T]) -> T:
+    """What `compute` gives while `model` holds `weights`; its own are back afterwards. `model` is an `nn.Module`."""
+    found: T = functional_call(_Lent(model), {f"model.{name}": value for name, value in weights.items()}, (compute,))
+    return found
+
+
+def joint(model: FlowModel, mixed_BTCHW: Tensor, sigma_BT: Tensor, text_BSD: Tensor, view: View) -> Tensor:
+    """Flow [B, T, C, H, W] of all frames in one pass, each seeing what the mask of `view` lets it see."""
+    places = tuple(range(mixed_BTCHW.shape[1]))
+    return model.flow(mixed_BTCHW, sigma_BT, model.read_text(text_BSD), view, places).flow_BTCHW
+
+
+def noised(z_BTCHW: Tensor, noise_BTCHW: Tensor, sigma_BT: Tensor) -> Tensor:
+    """x_sigma of every frame at a level of its own."""
+    return z_BTCHW + sigma_BT[:, :, None, None, None] * (noise_BTCHW - z_BTCHW)
+
+
+def noise_like(z_BTCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers of the shape and on the device of `z_BTCHW`, drawn on the CPU."""
+    return torch.randn(z_BTCHW.shape, generator=generator).to(z_BTCHW.device)
+
+
+def shifted(tau: Tensor, shift: float) -> Tensor:
+    """The shift of flow matching (docs/conventions.md)."""
+    return shift * tau / (1 + (shift - 1) * tau)
+
+
+def spread(values_BN: Tensor, block: int, frames: int) -> Tensor:
+    """Values of blocks as values of frames [B, T]."""
+    return values_BN.repeat_interleave(block, 1)[:, :frames]
+
+
+def first_blocks(
+    model: FlowModel, z_NTCHW: Tensor, text_NSD: Tensor, shift: float, generator: torch.Generator
+) -> Tensor:
+    """Mean squared error of the flow of first blocks, which see nothing but themselves, at levels spread evenly over
+    the batch. Called with the weights that the model then holds."""
+    size, frames = z_NTCHW.shape[:2]
+    tau = (torch.arange(size) + torch.rand(size, generator=generator)) / size
+    sigma_NT = shifted(tau, shift)[:, None].expand(-1, frames).to(z_NTCHW.device)
+    noise = noise_like(z_NTCHW, generator)
+    mixed = noised(z_NTCHW, noise, sigma_NT)
+    flow_NTCHW = joint(model, mixed, sigma_NT, text_NSD, GatheredView((), [()], 0))
+    return (flow_NTCHW - (noise - z_NTCHW)).square().mean()
+
+
+class Passes:
+    """The passes of one training step by teacher forcing, with the weights the model holds."""
 
     def __init__(self, model: FlowModel, frames: int, block: int, policy: Policy) -> None:
-        super().__init__()
         self.model, self.frames, self.block = model, frames, block
         # The view of an empty store: nothing to read, and the mask that keeps the blocks of the span causal.
         self.view = Store(policy, block).view(Span(0, frames))
         self.groups = groups(frames, block, policy)
 
-    def forward(
+    def __call__(
         self, past_BTCHW: Tensor, past_sigma_BT: Tensor, mixed_BTCHW: Tensor, sigma_BT: Tensor, text_BSD: Tensor
     ) -> Tensor:
-        """Flow [B, T, C, H, W] of the noisy frames, each block reading the clean frames before it. Noisy frames of a
-        first block alone need no past: `past_BTCHW` may be empty then."""
-        if not past_BTCHW.shape[1]:
-            view, places = GatheredView((), [()], 0), tuple(range(mixed_BTCHW.shape[1]))
-            return self.model.flow(mixed_BTCHW, sigma_BT, self.model.read_text(text_BSD), view, places).flow_BTCHW
+        """Flow [B, T, C, H, W] of the noisy frames, each block reading the clean frames before it."""
         context = self.model.read_text(text_BSD)
         clean = self.model.flow(past_BTCHW, past_sigma_BT, context, self.view, tuple(range(self.frames)))
         flow_BTCHW = torch.empty_like(mixed_BTCHW)
@@ -142,46 +200,33 @@ class TeacherForcing:
         self.noisy_past, self.past_level = noisy_past, past_level
         self.rough_past, self.rough_level = rough_past, rough_level
         self.first_weight = first_weight
-        self.passes = _Passes(model, frames, block, policy)
+        self.passes = Passes(model, frames, block, policy)
 
     def __call__(self, batch: FlowBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Mean squared error of the flow over all blocks, and of the first block alone (as it starts from nothing)."""
         z_BTCHW = batch.latents_BTCHW
         past, past_sigma = self._past(z_BTCHW, generator)
         sigma_BT = self._levels(z_BTCHW.shape[0], generator).to(z_BTCHW.device)
-        noise = torch.randn(z_BTCHW.shape, generator=generator).to(z_BTCHW.device)
-        mixed = z_BTCHW + sigma_BT[:, :, None, None, None] * (noise - z_BTCHW)
-        weights = {f"model.{name}": p.to(torch.bfloat16) for name, p in self.model.named_parameters()}
-        flow_BTCHW = functional_call(self.passes, weights, (past, past_sigma, mixed, sigma_BT, batch.text_BSD))
+        noise = noise_like(z_BTCHW, generator)
+        mixed = noised(z_BTCHW, noise, sigma_BT)
+        weights = halved(self.model.named_parameters())
+        flow_BTCHW = lend(self.model, weights, lambda: self.passes(past, past_sigma, mixed, sigma_BT, batch.text_BSD))
         error_BT = (flow_BTCHW - (noise - z_BTCHW)).square().mean((2, 3, 4))
         loss, first = error_BT.mean(), error_BT[:, : self.block].mean()
         if batch.first is not None:
-            first = self._first(*batch.first, weights, generator)
+            z_NTCHW, text_NSD = batch.first
+            first = lend(
+                self.model, weights, lambda: first_blocks(self.model, z_NTCHW, text_NSD, self.shift, generator)
+            )
             loss = loss + self.first_weight * first
         return {"loss": loss, "all": error_BT.mean().detach(), "first": first.detach()}
-
-    def _first(
-        self, z_NTCHW: Tensor, text_NSD: Tensor, weights: dict[str, Tensor], generator: torch.Generator
-    ) -> Tensor:
-        """Mean squared error of the flow of first blocks, at levels spread evenly over the batch."""
-        size, frames = z_NTCHW.shape[:2]
-        tau = (torch.arange(size) + torch.rand(size, generator=generator)) / size
-        sigma_NT = self._shifted(tau)[:, None].expand(-1, frames).to(z_NTCHW.device)
-        noise = torch.randn(z_NTCHW.shape, generator=generator).to(z_NTCHW.device)
-        mixed = z_NTCHW + sigma_NT[:, :, None, None, None] * (noise - z_NTCHW)
-        inputs = (z_NTCHW[:, :0], sigma_NT[:, :0], mixed, sigma_NT, text_NSD)
-        flow_NTCHW = functional_call(self.passes, weights, inputs)
-        return (flow_NTCHW - (noise - z_NTCHW)).square().mean()
-
-    def _shifted(self, tau: Tensor) -> Tensor:
-        return self.shift * tau / (1 + (self.shift - 1) * tau)
 
     def _levels(self, size: int, generator: torch.Generator) -> Tensor:
         """One level per block: tau uniform, one block of a clip in each of equal parts of [0, 1], then shifted."""
         blocks = -(-self.frames // self.block)
         part = torch.rand(size, blocks, generator=generator).argsort(1)
         tau = (part + torch.rand(size, blocks, generator=generator)) / blocks
-        return self._spread(self._shifted(tau))
+        return self._spread(shifted(tau, self.shift))
 
     def _past(self, z_BTCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The past as the model sees it, and the levels it is told."""
@@ -191,9 +236,8 @@ class TeacherForcing:
         sigma = self._spread(torch.rand(size, blocks, generator=generator) * self.past_level * told)
         rough = (torch.rand(size, 1, generator=generator) < self.rough_past) & ~told
         hidden = self._spread(torch.rand(size, blocks, generator=generator) * self.rough_level * rough)
-        noise = torch.randn(z_BTCHW.shape, generator=generator).to(z_BTCHW.device)
-        level = (sigma + hidden).to(z_BTCHW.device)[:, :, None, None, None]
-        return z_BTCHW + level * (noise - z_BTCHW), sigma.to(z_BTCHW.device)
+        noise = noise_like(z_BTCHW, generator)
+        return noised(z_BTCHW, noise, (sigma + hidden).to(z_BTCHW.device)), sigma.to(z_BTCHW.device)
 
     def _spread(self, values_BN: Tensor) -> Tensor:
-        return values_BN.repeat_interleave(self.block, 1)[:, : self.frames]
+        return spread(values_BN, self.block, self.frames)
