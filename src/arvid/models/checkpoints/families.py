@@ -1,0 +1,110 @@
+"""Published families: how each wants to be run, by which signs a file of it is told, what goes together. Data.
+
+Knows: step lists, shift, block, window, sizes; sources: the authors' configurations (Self-Forcing 2506.08009, CausVid
+2412.07772, LongLive 2509.22622, Krea Realtime 14B, Wan 2.1). Does not know: files, weights, how a rollout goes.
+
+CausVid, Self-Forcing and LongLive's base share every name and shape. Their files differ only in what a trainer put
+beside the generator, so a file may fit several families, and then a person has to say which it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from arvid.models.wan.presets import WAN_1_3B, WAN_14B
+from arvid.models.wan.transformer import WanConfig
+
+
+@dataclass(frozen=True)
+class Published:
+    """A family as its authors run it. `timesteps` are on the scale of 1000, as the network is told them (none for a
+    model of many steps that sees the whole video); `past` is a cache policy, which does not count the current block;
+    `trained_frames` are latent; `note` says what the original does that this description leaves out."""
+
+    title: str
+    timesteps: tuple[float, ...] = ()
+    shift: float = 5.0
+    block: int = 3
+    past: str = "full"
+    trained_frames: int = 21
+    size: tuple[int, int] = (832, 480)
+    fps: int = 16
+    note: str = ""
+
+    @property
+    def causal(self) -> bool:
+        """Whether it makes video block by block."""
+        return bool(self.timesteps)
+
+
+_FOUR_STEPS = (1000.0, 937.5, 2500 / 3, 625.0)
+"""Quarters of the unshifted scale at shift 5."""
+
+FAMILIES = {
+    "self-forcing": Published("Self-Forcing, Wan 2.1 T2V 1.3B", _FOUR_STEPS),
+    "causvid": Published("CausVid, Wan 2.1 T2V 1.3B", (1000.0, 757.0, 522.0), shift=8.0),
+    "longlive": Published(
+        "LongLive 1.0, Wan 2.1 T2V 1.3B", _FOUR_STEPS, past="window:frames=6,sink=3", trained_frames=240,
+        note="a new prompt makes the keys of the last 12 frames again",
+    ),
+    "krea": Published(
+        "Krea Realtime, Wan 2.1 T2V 14B", (*_FOUR_STEPS, 0.0), past="window:frames=3",
+        note="its server makes all keys again before each block, at positions from 0, and takes the oldest frame of "
+        "the window through the autoencoder",
+    ),
+    "wan-2.1": Published("Wan 2.1 T2V", note="sees the whole video in 50 guided steps: a base, not a causal model"),
+}  # fmt: skip
+"""Families by name."""
+
+SIZES: dict[str, tuple[WanConfig, ...]] = {
+    "self-forcing": (WAN_1_3B,),
+    "causvid": (WAN_1_3B,),
+    "longlive": (WAN_1_3B,),
+    "krea": (WAN_14B,),
+    "wan-2.1": (WAN_1_3B, WAN_14B),
+}
+"""Sizes in which a family was published."""
+
+HEADS = {WAN_1_3B.dim: WAN_1_3B.num_heads, 3072: 24, WAN_14B.dim: WAN_14B.num_heads}
+"""Heads by width of the published sizes (1.3B, Wan 2.2 5B, 14B); shapes do not tell them."""
+
+SIGNS: tuple[tuple[frozenset[str], tuple[str, ...]], ...] = (
+    (frozenset({"part:generator", "lora:peft"}), ("longlive",)),
+    (frozenset({"lora:generator"}), ("longlive",)),
+    (frozenset({"fused"}), ("krea",)),
+    (frozenset({"flat", "wrapped", f"width:{WAN_14B.dim}"}), ("krea",)),
+    (frozenset({"part:generator_ema"}), ("self-forcing",)),
+    (frozenset({"part:generator"}), ("self-forcing", "causvid", "longlive")),
+    (frozenset({"wrapped"}), ("self-forcing", "krea", "causvid", "longlive")),
+    (frozenset(), ("wan-2.1",)),
+)
+"""Signs of a file and the families that it may then be of; the first line whose signs are all there decides."""
+
+
+def told_by(signs: frozenset[str]) -> tuple[str, ...]:
+    """The families that a file with these signs may be of."""
+    return next(families for wanted, families in SIGNS if wanted <= signs)
+
+
+def published(name: str) -> Published:
+    """A family by name. Raises ValueError naming the known ones."""
+    if name not in FAMILIES:
+        raise ValueError(f"unknown family {name!r}; known: {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def misfits(one: WanConfig, other: WanConfig) -> list[str]:
+    """Why two models cannot share latents and prompts; empty when they can."""
+    names = ("in_dim", "out_dim", "text_dim", "text_len")
+    return [f"{name} {getattr(one, name)} and {getattr(other, name)}" for name in names
+            if getattr(one, name) != getattr(other, name)]  # fmt: skip
+
+
+def partners(config: WanConfig) -> list[tuple[str, str]]:
+    """(role of the other, family) of published causal models that a model of this size can work with."""
+    found = []
+    for name, sizes in SIZES.items():
+        for size in sizes:
+            if FAMILIES[name].causal and not misfits(config, size) and size.dim != config.dim:
+                found.append(("target" if size.dim > config.dim else "drafter", name))
+    return found
