@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -82,8 +82,43 @@ class Noise(Protocol):
 
 Memory = tuple[tuple[Tensor, Tensor], ...]
 """Per layer the unrotated keys and the values [B, L, H, D] of the frames of one model pass."""
-Rotate = Callable[[Tensor, tuple[int, ...]], Tensor]
-"""(keys [B, L, H, D] of whole frames, indices of those frames) -> rotated keys."""
+Rotate = Callable[[Tensor, tuple[float, ...]], Tensor]
+"""(keys [B, L, H, D] of whole frames, temporal positions of those frames) -> rotated keys."""
+
+
+class Asking(Protocol):
+    """One layer of one pass, as it asks a view: it rotates keys (it is a `Rotate`) and tells what the layer brings."""
+
+    queries_BLHD: Tensor
+    """Queries of the block, not rotated."""
+    pair: tuple[Tensor, Tensor]
+    """Keys (not rotated) and values of the block [B, L, H, D]."""
+    text: tuple[Tensor, Tensor]
+    """Keys and values of the prompt [B, S, H, D]."""
+    grid: tuple[int, int]
+    """Rows and columns of tokens of a frame."""
+
+    @property
+    def level(self) -> float:
+        """Noise level of the first frame of the pass."""
+        ...
+
+    def __call__(self, keys_BLHD: Tensor, positions: tuple[float, ...]) -> Tensor:
+        """Keys of whole frames, rotated."""
+        ...
+
+    def at(self, keys_BLHD: Tensor, places_L3: Tensor) -> Tensor:
+        """Keys of single tokens, rotated to their (time, row, column)."""
+        ...
+
+
+class Seen(NamedTuple):
+    """What a layer reads: rotated keys and values [B, L, H, D], and what is added to the logits of these keys, fp32
+    [heads or 1, frames of the pass or 1, L] (None: nothing)."""
+
+    keys: Tensor
+    values: Tensor
+    bias: Tensor | None = None
 
 
 class View(Protocol):
@@ -94,12 +129,53 @@ class View(Protocol):
         """Indices of the past frames on view, in storage order."""
         ...
 
-    def read(self, layer: int, rotate: Rotate) -> tuple[Tensor, Tensor] | None:
-        """Rotated keys and values [B, L, H, D] of a layer, None when there is nothing; rotated once per view."""
+    def read(self, layer: int, rotate: Rotate) -> Seen | tuple[Tensor, Tensor] | None:
+        """Rotated keys and values [B, L, H, D] of a layer, None when there is nothing; rotated once per view. A model
+        hands an `Asking` over."""
         ...
 
     def mask(self, frames: tuple[int, ...]) -> Tensor | None:
-        """Boolean [len(frames), len(self.frames) + len(frames)], True where a frame may look; None: everywhere."""
+        """Boolean [len(frames), len(self.frames) + len(frames)], True where a frame may look; None: everywhere. With
+        len(frames) columns it is about the pass itself, and everybody sees all of the past."""
+        ...
+
+
+class Stretch(NamedTuple):
+    """Slower turning in time: a pair of channels that turns less than `low` times within `trained` frames turns
+    `scale` times slower, one that turns more than `high` times as ever, those between in proportion."""
+
+    scale: float
+    trained: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where frames stand in time for one block: the pieces of the past, and the frames of the pass. `decay` is taken
+    off a logit per frame of distance."""
+
+    past: tuple[float, ...]
+    own: tuple[float, ...]
+    stretch: Stretch | None = None
+    decay: float = 0.0
+
+
+class Positions(Protocol):
+    """Answers where frames stand in time. Keys are stored unrotated, so every block may answer anew."""
+
+    def place(self, past: tuple[tuple[float, float], ...], own: tuple[int, ...]) -> Places:
+        """`past` holds the (first frame, length in frames) of every piece on view, in order of time, `own` the frames
+        of the pass. Where a block stands may not depend on which pieces are chosen."""
+        ...
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """A view that says where frames stand. One that does not stands where its frames do."""
+
+    def places(self, frames: tuple[int, ...]) -> Places:
+        """Positions of the past on view and of the frames of a pass."""
         ...
 
 
@@ -112,6 +188,14 @@ class Past(Protocol):
 
     def commit(self, span: Span, memory: Memory) -> None:
         """Write the keys and values of `span`; committing a span again overwrites it."""
+        ...
+
+    def keep(self, frames: frozenset[int]) -> None:
+        """Forget all frames but these, at once and without a pass."""
+        ...
+
+    def cut(self, start: int) -> None:
+        """For the block at `start` alone the past stands much further back in time (no block below 0)."""
         ...
 
     def snapshot(self) -> Any:
@@ -166,13 +250,39 @@ class Reward(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A block as a judge of whole blocks may look at it: its latents and those of the block before (None: it is the
+    first), its pixels on demand (decoded once), the last frames before it, and what it was asked to show."""
+
+    block_BTCHW: Tensor
+    before_BTCHW: Tensor | None
+    frames: Callable[[], Tensor]
+    frames_before_BTCHW: Tensor | None
+    condition: Condition
+
+
+class BlockReward(Protocol):
+    """One score per block, so that motion and seams count."""
+
+    @property
+    def lookback(self) -> int:
+        """How many frames before a block it looks at, with the block's own; 0 when it never looks at pixels."""
+        ...
+
+    def score_block(self, candidate: Candidate) -> Tensor:
+        """[B] scores in [0, 1]; higher is better."""
+        ...
+
+
 # ---------------------------------------------------------------- proposal, judgement, block
 
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
     """A candidate for a block: the clean latents, the latents at every level of the walk (trajectory[i] is at
-    sigmas[i]), who made it, how many passes it took, and the memory of its last pass at level `memory_sigma`."""
+    sigmas[i]), who made it, how many passes it took, and the memory of its last pass at level `memory_sigma`. One that
+    was sent back carries the `verdict` that says so."""
 
     block_BTCHW: Tensor
     trajectory: tuple[Tensor, ...] = ()
@@ -180,12 +290,13 @@ class Proposal:
     passes: int = 0
     memory: Memory = ()
     memory_sigma: float = 0.0
+    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judgement: `decision` is accept, repair or redo; `score` the number it rests on (None when none was made);
-    `frames_scored` how many frames were looked at."""
+    """A judgement: `decision` is accept, redo (all of the remedy that was agreed on) or repair (its first pass is
+    enough); `score` the number it rests on (None when none was made); `frames_scored` how many frames it took."""
 
     decision: str
     score: float | None = None

@@ -16,8 +16,9 @@ from arvid.caches.window import Window
 from arvid.models.tae import TAEConfig, TinyAutoencoder
 from arvid.models.wan.transformer import CausalWan, WanConfig
 from arvid.rollout.flow import FlowWalker
+from arvid.rollout.judging import Routing
 from arvid.rollout.loop import rollout
-from arvid.rollout.routers import Routing, Target
+from arvid.rollout.routers import Target
 from arvid.rollout.speculate import Speculator
 from arvid.rollout.stage import Clock, Stage
 from arvid.samplers.grids import few_step

@@ -12,21 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from arvid.rollout.routers import (
-    DRAFT,
-    REMEDY,
-    ROUTERS,
-    TARGET,
-    Cascade,
-    FrameScores,
-    Quantile,
-    RewardRouter,
-    Routing,
-    Spec,
-)
-from arvid.rollout.stage import Clock
+from arvid.rollout.judging import Evidence, Routing
+from arvid.rollout.routers import ROUTERS, Cascade, HoldQuality, Quantile, RewardRouter, Verify, VerifyCommit
+from arvid.rollout.specs import DRAFT, REMEDY, TARGET, Spec
+from arvid.rollout.stage import Clock, Pace
 from arvid.spec import build
-from arvid.types import Condition, Move, Proposal, Span
+from arvid.types import Candidate, Condition, Move, Proposal, Span
 
 CONDITION = Condition("words", torch.zeros(1, 1, 1))
 MOVE = Move(1, Span(3, 6), (1.0, 0.0))
@@ -46,6 +37,16 @@ class Written:
     def of(self, frames: list[int]) -> Tensor:
         self.asked += frames
         return torch.tensor([self.values[frame] for frame in frames], dtype=torch.float64)
+
+    def whole(self, judge: str) -> tuple[float, int]:
+        return {"latent": (0.7, 0), "block": (0.3, 12)}[judge]
+
+    def agreement(self, measure: str) -> float:
+        return {"place": 0.6, "rival": 0.4}[measure]
+
+    @property
+    def pace(self) -> Pace:
+        return Pace()
 
 
 scores = st.lists(st.floats(0, 1), min_size=1, max_size=13)
@@ -68,6 +69,10 @@ def picks(text: str, blocks: int = 12, seed: int = 0) -> list[str]:
         ("reward:tau=0.5", [TARGET] + [DRAFT] * 11),
         ("quantile:accept=0.5", [TARGET] + [DRAFT] * 11),
         ("cascade:tau=0.5", [TARGET] + [DRAFT] * 11),
+        ("hold:fps=24", [TARGET] + [DRAFT] * 11),
+        ("hold-quality:quality=0.5", [TARGET] + [DRAFT] * 11),
+        ("verify:tau=0.5", [TARGET] + [DRAFT] * 11),
+        ("verify-commit:tau=0.5", [TARGET] + [DRAFT] * 11),
         ("random:p=1", [TARGET] + [DRAFT] * 11),
         ("random:p=0", [TARGET] * 12),
         ("random:p=0,repair=2", [TARGET] + [REMEDY] * 11),
@@ -155,6 +160,54 @@ def test_quantile_begins_with_its_prior() -> None:
     assert router.judge(Written([edge - 0.001]), [0.0] * 5).decision == "accept"
 
 
+@pytest.mark.parametrize(
+    ("score", "decision"), [(0.9, "accept"), (0.6, "accept"), (0.59, "repair"), (0.3, "repair"), (0.29, "redo")]
+)
+def test_a_score_decides_how_much_is_mended(score: float, decision: str) -> None:
+    router = RewardRouter(tau=0.6, once=0.3, refine=(0.8, 0.4))
+    assert router.judge(Written([score]), []).decision == decision
+
+
+def test_a_judge_of_whole_blocks_takes_the_place_of_frames() -> None:
+    asked = Written([0.1] * 9)
+    latent = RewardRouter(tau=0.5, by="latent").judge(asked, [])
+    assert (latent.decision, latent.score, latent.frames_scored) == ("accept", 0.7, 0)
+    block = RewardRouter(tau=0.5, by="block").judge(asked, [])
+    assert (block.decision, block.score, block.frames_scored) == ("redo", 0.3, 12)
+    assert Quantile(accept=0.5, by="latent").judge(asked, [0.6] * 9).decision == "accept"
+    assert asked.asked == []
+
+
+def test_the_targets_agreement_is_compared_with_tau() -> None:
+    assert Verify(tau=0.6).judge(Written([]), []).decision == "accept"
+    assert Verify(tau=0.61).judge(Written([]), []).decision == "redo"
+    assert VerifyCommit(tau=0.5, measure="rival").judge(Written([]), []).score == 0.4
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.floats(0, 1))
+def test_a_quality_is_held_with_as_few_repairs_as_possible(values: list[float], quality: float) -> None:
+    """The last draft is judged knowing those before: over all, kept ones at their score and others at 1."""
+    *before, last = values
+    verdict = HoldQuality(quality=quality).judge(Written([last]), before)
+    ordered = sorted(values, reverse=True)
+    held = [k for k in range(len(values) + 1) if sum(ordered[:k]) + len(values) - k >= len(values) * quality - 1e-9]
+    threshold = ordered[max(held) - 1] if max(held) else math.inf
+    assert (verdict.decision == "accept") == (last >= threshold) or abs(last - threshold) < 1e-6
+    if verdict.decision == "accept":
+        kept = [value for value in values if value >= last]
+        assert (sum(kept) + len(values) - len(kept)) / len(values) >= quality - 1e-6 or ordered.count(last) > 1
+
+
+def test_a_held_quality_is_the_mean_of_what_comes_out() -> None:
+    drawn, history, out = random.Random(2), [], []
+    for _ in range(600):
+        score = drawn.random()
+        verdict = HoldQuality(quality=0.8).judge(Written([score]), history)
+        history.append(score)
+        out.append(score if verdict.decision == "accept" else 1.0)
+    assert sum(out) / len(out) == pytest.approx(0.8, abs=0.02)
+
+
 class Brightness:
     """A reward: the mean of a frame."""
 
@@ -201,9 +254,82 @@ def test_history_holds_kept_and_rejected_scores_of_this_rollout() -> None:
     assert seen[2] == pytest.approx([0.9, 0.1])
 
 
-def test_scores_without_a_reward_are_an_error() -> None:
+class Continuity:
+    """A judge of whole blocks: how near a block begins to where the one before it ended."""
+
+    def __init__(self, lookback: int) -> None:
+        self.lookback = lookback
+        self.seen: list[Candidate] = []
+
+    def score_block(self, candidate: Candidate) -> Tensor:
+        self.seen.append(candidate)
+        if self.lookback:
+            assert candidate.frames_before_BTCHW is not None
+            gap = candidate.frames()[:, 0] - candidate.frames_before_BTCHW[:, -1]
+        else:
+            assert candidate.before_BTCHW is not None
+            gap = candidate.block_BTCHW[:, 0] - candidate.before_BTCHW[:, -1]
+        return 1 - gap.abs().mean((1, 2, 3))
+
+
+def latents(value: float) -> Tensor:
+    return torch.full((1, 3, 1, 2, 2), value)
+
+
+@pytest.mark.parametrize("by", ["block", "latent"])
+def test_a_block_judge_sees_the_block_before_whoever_made_it(by: str) -> None:
+    chosen = Continuity(2 if by == "block" else 0)
+    judge = Routing(RewardRouter(tau=0.75, by=by), None, Clock(), {by: chosen})
+    made = [("target", 0.2), ("draft", 0.9), ("target", 0.4), ("draft", 0.5), ("draft", 0.6), ("draft", 0.1)]
+    decisions = [
+        judge.judge(MOVE, Proposal(latents(v), source=source), film([v] * 4), CONDITION).decision for source, v in made
+    ]
+    assert decisions == ["accept", "redo", "accept", "accept", "accept", "redo"]
+    assert len(chosen.seen) == 4
+    for candidate, before in zip(chosen.seen, (0.2, 0.4, 0.5, 0.6), strict=True):
+        assert candidate.before_BTCHW is not None
+        assert candidate.before_BTCHW[0, 0, 0, 0, 0] == pytest.approx(before)
+        if by == "block":
+            assert candidate.frames_before_BTCHW is not None
+            assert candidate.frames_before_BTCHW.shape[1] == 2
+        else:
+            assert candidate.frames_before_BTCHW is None
+
+
+def test_a_latent_judge_has_nothing_decoded() -> None:
+    def unseen() -> Tensor:
+        raise AssertionError("nothing is decoded for a judge of latents")
+
+    judge = Routing(RewardRouter(tau=0.5, by="latent"), None, Clock(), {"latent": Continuity(0)})
+    for source in ("target", "draft", "draft"):
+        assert judge.judge(MOVE, Proposal(latents(0.3), source=source), unseen, CONDITION).decision == "accept"
+
+
+def test_what_a_judge_remembers_is_a_value() -> None:
+    judge = Routing(Quantile(accept=0.5, by="latent"), None, Clock(), {"latent": Continuity(0)})
+    for value in (0.1, 0.2, 0.3):
+        judge.judge(MOVE, Proposal(latents(value), source="target"), film([0.0]), CONDITION)
+        judge.judge(MOVE, Proposal(latents(value), source="draft"), film([0.0]), CONDITION)
+    held = judge.snapshot()
+    after = [judge.judge(MOVE, Proposal(latents(v), source="draft"), film([0.0]), CONDITION) for v in (0.5, 0.9)]
+    judge.restore(held)
+    again = [judge.judge(MOVE, Proposal(latents(v), source="draft"), film([0.0]), CONDITION) for v in (0.5, 0.9)]
+    assert after == again
+    assert len(held[0]) == 3
+
+
+def evidence(clock: Clock) -> Evidence:
+    draft = Proposal(latents(0.1), source="draft")
+    return Evidence(draft, Candidate(draft.block_BTCHW, None, film([0.1]), None, CONDITION), clock)
+
+
+def test_scores_without_a_judge_are_an_error() -> None:
     with pytest.raises(ValueError, match="no reward model is loaded; give one or use first or stride"):
-        FrameScores(film([0.1]), None, "words", Clock()).of([0])
+        evidence(Clock()).of([0])
+    with pytest.raises(ValueError, match="by=latent asks a judge of blocks that is not loaded; loaded: none"):
+        evidence(Clock()).whole("latent")
+    with pytest.raises(ValueError, match="the target has made no pass over this draft"):
+        evidence(Clock()).agreement("place")
 
 
 # ---------------------------------------------------------------- what cannot be asked for
@@ -231,6 +357,20 @@ def test_scores_without_a_reward_are_an_error() -> None:
         ("refine:levels=1.2", "must fall"),
         ("refine:levels=0.5+0.5", "must fall"),
         ("refine:levels=0.5+0", "must fall"),
+        ("reward:tau=0.5,once=0.3", "refine must have levels to save"),
+        ("reward:tau=0.5,once=0.6,refine=0.8+0.4", "must be at most tau"),
+        ("reward:tau=0.5,aggregate=mean,by=latent", "leave aggregate out"),
+        ("hold:fps=0", "fps=0.0 must be above 0"),
+        ("hold:fps=24,horizon=0", "horizon=0.0 at least 1 block"),
+        ("hold-quality:quality=1.1", "quality=1.1 is above worth=1.0"),
+        ("verify:level=0.5", "needs tau="),
+        ("verify:level=0,tau=1", "level=0.0 must lie between 0 and 1"),
+        ("verify:level=1,tau=1", "level=1.0 must lie between 0 and 1"),
+        ("verify:level=0.8,tau=1,repair=1", r"repair=1 with a router .* further passes are refine=0.8\+"),
+        ("verify:level=0.8,tau=1,refine=0.6+0.3", "begin it with 0.8 or set level=0.6"),
+        ("verify:level=0.8,tau=1,refine=0.8+0.9", "must fall"),
+        ("verify-commit:tau=1,keep=both", "known: estimate and draft, place, rival, both"),
+        ("verify-commit:tau=1,measure=raw", "known: estimate and draft, place, rival, both"),
     ],
 )
 def test_what_cannot_be_asked_for(text: str, said: str) -> None:
@@ -246,7 +386,10 @@ def test_a_refine_router_without_levels_is_an_error() -> None:
 
 @pytest.mark.parametrize("name", sorted(ROUTERS))
 def test_every_router_has_all_common_options(name: str) -> None:
-    needed = {"random": "p=0.5,", "stride": "k=2,", "reward": "tau=0,", "quantile": "accept=0.5,", "cascade": "tau=0,"}
+    needed = {
+        "random": "p=0.5,", "stride": "k=2,", "reward": "tau=0,", "quantile": "accept=0.5,", "cascade": "tau=0,",
+        "hold": "fps=24,", "hold-quality": "quality=0.5,", "verify": "tau=0,", "verify-commit": "tau=0,",
+    }  # fmt: skip
     common = "steps=3,first_steps=4,draft_steps=2,commit=last,level=0.1"
     router = build(f"{name}:{needed.get(name, '')}{common}", ROUTERS, "router")
     assert isinstance(router, Spec)

@@ -2,156 +2,32 @@
 
 from __future__ import annotations
 
-import zlib
-from dataclasses import dataclass, field
-from functools import cache
-
 import pytest
 import torch
-from torch import Tensor
 
 from arvid.caches.full import Full
 from arvid.caches.store import Store
-from arvid.models.tae import TAEConfig, TinyAutoencoder
-from arvid.models.wan.transformer import CausalWan, WanConfig
 from arvid.rollout.flow import FlowWalker
-from arvid.rollout.loop import rollout
-from arvid.rollout.routers import ROUTERS, Routing
+from arvid.rollout.routers import ROUTERS
 from arvid.rollout.speculate import Speculator
-from arvid.rollout.stage import Clock, Stage
-from arvid.samplers.grids import few_step
+from arvid.rollout.stage import Clock
 from arvid.samplers.noise import SeededNoise
-from arvid.samplers.plans import sequential
 from arvid.samplers.steps import STEPS
 from arvid.spec import build
-from arvid.types import Block, Condition, DecoderState, Estimate, Memory, Move, Span, View
-
-BLOCK, CHANNELS, SIDE, STEPS_EACH, FRAMES = 2, 4, 4, 3, 9
-SIGMAS = few_step(STEPS_EACH)
-SHAPE = (1, CHANNELS, SIDE, SIDE)
-BLOCKS = -(-FRAMES // BLOCK)
-CONDITION = Condition("words", torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(7)))
-
-
-@cache
-def model(heads: int, layers: int, seed: int) -> CausalWan:
-    torch.manual_seed(seed)
-    config = WanConfig(12 * heads, 24 * heads, heads, layers, 8, 5, CHANNELS, CHANNELS, 16)
-    return CausalWan(config).eval().requires_grad_(False)
-
-
-@cache
-def autoencoder() -> TinyAutoencoder:
-    torch.manual_seed(1)
-    config = TAEConfig(CHANNELS, (4, 4, 4), (4, 4, 4), (1, 1, 1), (1, 1, 1))
-    return TinyAutoencoder(config).eval().requires_grad_(False)
-
-
-@dataclass
-class Watched:
-    """A denoiser, and every pass that was asked of it: (first frame, level, input)."""
-
-    inner: CausalWan
-    passes: list[tuple[int, float, Tensor]] = field(default_factory=list)
-
-    def __call__(self, z_BTCHW: Tensor, sigma_BT: Tensor, condition: Condition, view: View, span: Span) -> Estimate:
-        self.passes.append((span.start, float(sigma_BT[0, 0]), z_BTCHW))
-        return self.inner(z_BTCHW, sigma_BT, condition, view, span)
-
-
-@dataclass
-class CountedDecoder:
-    """A decoder that counts."""
-
-    inner: TinyAutoencoder
-    calls: int = 0
-
-    def decode(self, z_BTCHW: Tensor, state: DecoderState | None = None) -> tuple[Tensor, DecoderState]:
-        self.calls += 1
-        return self.inner.decode(z_BTCHW, state)
-
-
-@dataclass
-class WatchedNoise:
-    """Noise, and the names under which it was asked for."""
-
-    inner: SeededNoise
-    asked: list[tuple[int, int]] = field(default_factory=list)
-
-    def draw(self, block: int, step: int, shape: tuple[int, ...]) -> Tensor:
-        self.asked.append((block, step))
-        return self.inner.draw(block, step, shape)
-
-
-class Whim:
-    """A reward in [0, 1] that depends on every pixel and on nothing else."""
-
-    def score(self, v_BTCHW: Tensor, prompt: str) -> Tensor:
-        hashes = [[zlib.crc32(frame.numpy().tobytes()) for frame in clip] for clip in v_BTCHW]
-        return torch.tensor(hashes, dtype=torch.float64) / 2**32
-
-
-class Run:
-    """One rollout under a router, and everything around it that a test may look at."""
-
-    def __init__(self, text: str, step: str = "renoise", frames: int = FRAMES, drafter: bool = True) -> None:
-        spec, clock = build(text, ROUTERS, "router"), Clock()
-        self.target, self.drafter = Watched(model(2, 2, 0)), Watched(model(1, 1, 5))
-        self.decoder = CountedDecoder(autoencoder())
-        self.pasts = Store(Full(), BLOCK), Store(Full(), BLOCK)
-        self.stage = Stage(self.decoder, clock)
-        self.noise = WatchedNoise(SeededNoise(3))
-        self.walkers = tuple(
-            FlowWalker(name, watched, past, STEPS[step], clock)
-            for name, watched, past in zip(
-                ("target", "drafter"), (self.target, self.drafter), self.pasts, strict=True
-            )
-        )  # fmt: skip
-        proposer = Speculator(spec, self.walkers[0], self.walkers[1] if drafter else None, SHAPE, clock, seed=3)
-        plan, judge = sequential(frames, BLOCK, SIGMAS), Routing(spec, Whim(), clock)
-        self.blocks: list[Block] = []
-        self.decodes: list[int] = []
-        with torch.no_grad():
-            for block in rollout(plan, proposer, judge, self, self.noise, self.stage):
-                self.blocks.append(block)
-                self.decodes.append(self.decoder.calls)
-
-    def at(self, span: Span) -> Condition:
-        return CONDITION
-
-    @property
-    def latents(self) -> Tensor:
-        return torch.cat([block.latents_BTCHW for block in self.blocks], 1)
-
-    @property
-    def frames(self) -> Tensor:
-        return torch.cat([block.frames_BTCHW for block in self.blocks], 1)
-
-    @property
-    def sources(self) -> list[str]:
-        return [block.source for block in self.blocks]
-
-    def passes(self, name: str) -> list[int]:
-        return [block.passes.get(name, 0) for block in self.blocks]
-
-    def remembered(self) -> tuple[Memory, ...]:
-        """What both pasts hold once all that is pending is written."""
-        held = []
-        with torch.no_grad():
-            for walker, past in zip(self.walkers, self.pasts, strict=True):
-                walker.catch_up(self.noise)
-                held += list(past.snapshot().values())
-        return tuple(held)
-
-
-@cache
-def run(text: str, step: str = "renoise") -> Run:
-    return Run(text, step)
-
-
-def same(one: Run, other: Run) -> bool:
-    return torch.equal(one.latents, other.latents) and torch.equal(one.frames, other.frames)
-
+from arvid.types import Move, Span
+from rollout.rig import (
+    BLOCK,
+    BLOCKS,
+    CONDITION,
+    FRAMES,
+    SHAPE,
+    SIGMAS,
+    STEPS_EACH,
+    Run,
+    autoencoder,
+    run,
+    same,
+)
 
 # ---------------------------------------------------------------- exact limits
 

@@ -1,6 +1,6 @@
 """One model as a walker: takes a block from any level to clean, and keeps its own past up to date lazily.
 
-Knows: a denoiser, its past, a step rule, the queue of decided blocks its past has not seen yet.
+Knows: a denoiser, its past, a step rule, the queue of decided blocks its past has not seen yet and may still feel.
 Does not know: routing, judges, decoders, other models (speculation puts two walkers together).
 """
 
@@ -8,25 +8,59 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from arvid.rollout.reach import Reach
 from arvid.rollout.stage import Clock
 from arvid.samplers.steps import Step, add_noise, clean
 from arvid.types import Condition, Denoiser, Memory, Move, Noise, Past, Proposal, Span, View
 
 COMMIT_STEP = 1000
 """Noise of a past that is written above level 0 is keyed by (block, COMMIT_STEP)."""
+TOGETHER = 8
+"""Most pending blocks that are written in one pass: its mask grows with their square."""
+ROOM = 8
+"""Pending blocks that are kept without asking who can still feel them."""
 Pending = tuple[Move, Tensor, Condition]
 
 
 class FlowWalker:
-    """Denoises blocks with one model. `name` labels its passes in the report."""
+    """Denoises blocks with one model. `name` labels its passes in the report. With `reach` it forgets pending blocks
+    that can no longer act on any block to come; without, all of them wait."""
 
-    def __init__(self, name: str, denoiser: Denoiser, past: Past, step: Step, clock: Clock) -> None:
+    def __init__(
+        self, name: str, denoiser: Denoiser, past: Past, step: Step, clock: Clock, reach: Reach | None = None
+    ) -> None:
         self.name, self._denoiser, self._past, self._step, self._clock = name, denoiser, past, step, clock
+        self._reach, self._room = reach, ROOM
         self._pending: list[Pending] = []
+
+    @property
+    def past(self) -> Past:
+        """What this model remembers of what was written."""
+        return self._past
+
+    @property
+    def pending(self) -> tuple[Pending, ...]:
+        """Decided blocks that are not written yet, the oldest first."""
+        return tuple(self._pending)
+
+    def snapshot(self) -> tuple[Any, tuple[Pending, ...], int]:
+        """The past and what is pending, as a value that `restore` brings back; copies no keys and no latents."""
+        return self._past.snapshot(), self.pending, self._room
+
+    def restore(self, snapshot: tuple[Any, tuple[Pending, ...], int]) -> None:
+        """Go back to a snapshot."""
+        held, pending, self._room = snapshot
+        self._past.restore(held)
+        self._pending = list(pending)
+
+    def rewrite(self, blocks: tuple[Pending, ...]) -> None:
+        """Replace what is pending: by blocks that are to be written again, and perhaps some of those that were."""
+        self._pending = list(blocks)
 
     def walk(
         self, move: Move, x_BTCHW: Tensor, sigmas: tuple[float, ...], condition: Condition, noise: Noise, key: int = 0
@@ -50,6 +84,16 @@ class FlowWalker:
     def remember(self, move: Move, block_BTCHW: Tensor, condition: Condition) -> None:
         """A decided block: written to the past before the next walk, not now (it may never be needed)."""
         self._pending.append((move, block_BTCHW, condition))
+        if len(self._pending) >= self._room:
+            self._forget()
+            self._room = 2 * len(self._pending) + ROOM  # asked again when it has doubled, so the asking costs little
+
+    def _forget(self) -> None:
+        """Drop pending blocks that act on no block after the last of them."""
+        if self._reach is not None and self._pending:
+            spans = [move.span for move, _, _ in self._pending]
+            felt = self._reach.felt(spans, spans[-1].stop)
+            self._pending = [entry for entry, kept in zip(self._pending, felt, strict=True) if kept]
 
     def adopt(self, move: Move, memory: Memory) -> None:
         """A decided block whose keys and values are already at hand: those of the last pass of its walk, at the level
@@ -58,10 +102,12 @@ class FlowWalker:
         self._past.commit(move.span, memory)
 
     def catch_up(self, noise: Noise) -> None:
-        """Write all pending blocks: neighbours under one condition and level in one causal pass."""
+        """Write all pending blocks that can still be felt: neighbours under one condition and level in one causal
+        pass."""
+        self._forget()
         while self._pending:
             group = [self._pending.pop(0)]
-            while self._pending and _joins(group[-1], self._pending[0]):
+            while self._pending and len(group) < TOGETHER and _joins(group, self._pending[0]):
                 group.append(self._pending.pop(0))
             self._write(group, noise)
 
@@ -95,10 +141,13 @@ def _drawer(noise: Noise, block: int, step: int, like: Tensor) -> Callable[[], T
     return lambda: noise.draw(block, step, tuple(like.shape)).to(like.device)
 
 
-def _joins(last: Pending, following: Pending) -> bool:
-    """Whether two pending blocks can be written in one pass."""
+def _joins(group: list[Pending], following: Pending) -> bool:
+    """Whether a pending block can be written in one pass with those before it. A past tells blocks apart by their
+    length, so all are as long as the first; only the last may be shorter."""
+    first, last = group[0], group[-1]
     return (
         following[2] is last[2]
         and following[0].commit == last[0].commit
         and following[0].span.start == last[0].span.stop
+        and len(following[0].span) <= len(last[0].span) == len(first[0].span)
     )

@@ -24,8 +24,8 @@ def rollout(
         proposal = proposer.propose(move, condition, noise)
         verdict = judge.judge(move, proposal, stage.preview(proposal), condition)
         while verdict.decision != ACCEPT:
-            stage.rejected(proposal, verdict)
-            proposal = proposer.propose(move, condition, noise, rejected=proposal)
+            rejected = stage.rejected(proposal, verdict)
+            proposal = proposer.propose(move, condition, noise, rejected)
             verdict = judge.judge(move, proposal, stage.preview(proposal), condition)
         proposer.commit(move, proposal, condition)
         if move.emits:

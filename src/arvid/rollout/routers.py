@@ -1,93 +1,24 @@
 """Routers: who makes a block, and whether a draft is good enough.
 
-Knows: block indices, scores of frames, thresholds. Does not know: how blocks are made, repaired or committed.
-A router's spec is a frozen dataclass (ROUTERS); `Routing` is one rollout's judge by it. Every router but
-`target` and `draft` gives block 0 to the target: that anchor explains most of what routing gains (SDVG, 2604.17397).
+Knows: block indices, scores of drafts, thresholds. Does not know: how blocks are made, repaired or committed, how
+scores come about. A router's spec is a frozen dataclass (ROUTERS). Every router but `target` and `draft` gives block 0
+to the target: that anchor explains most of what routing gains (SDVG, 2604.17397).
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
-import torch
-from torch import Tensor
+from arvid.rollout.pace import affordable
+from arvid.rollout.specs import ACCEPTED, DRAFT, FRAME, REFINED, REMEDY, TARGET, Check, Scores, Spec, decide
+from arvid.rollout.thresholds import keeping, quantile
+from arvid.rollout.verify import MEASURES, RIVALS
+from arvid.types import Verdict
 
-from arvid.rollout.stage import Clock
-from arvid.types import Condition, Move, Proposal, Reward, Verdict
-
-TARGET, DRAFT, REMEDY = "target", "draft", "remedy"
-ACCEPTED = Verdict("accept")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spec:
-    """Options every router has. `repair=k`: a rejected block resumes from the draft after k steps (T-Stitch order;
-    -1 redoes it from noise). `refine=a+b`: instead, the draft is re-noised to level a and walks a, b, 0.
-    `steps`, `first_steps`, `draft_steps`: passes of the target, of the target on block 0, of the drafter (0: the
-    model's own). `commit=last` keeps the keys of the last pass instead of paying a clean one; `level` is the noise
-    level of clean commits."""
-
-    repair: int = -1
-    refine: tuple[float, ...] = ()
-    steps: int = 0
-    first_steps: int = 0
-    draft_steps: int = 0
-    commit: str = "clean"
-    level: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.commit not in ("clean", "last"):
-            raise ValueError(f"commit={self.commit!r}; known: clean, last")
-        if not all(0 < level <= 1 for level in self.refine) or list(self.refine) != sorted(set(self.refine))[::-1]:
-            raise ValueError(f"refine levels {self.refine} must fall from at most 1 to above 0, like 0.8+0.4")
-        if self.repair < -1:
-            raise ValueError(f"repair={self.repair} must be at least 0 steps of the draft (-1: redo from noise)")
-        if self.repair > 0 and self.draft_steps:
-            raise ValueError(
-                f"repair={self.repair} needs drafts on the target's levels; leave out draft_steps={self.draft_steps}"
-            )
-        if self.refine and self.repair >= 0:
-            raise ValueError(f"repair={self.repair} and refine={self.refine} exclude each other; give one")
-        if min(self.steps, self.first_steps, self.draft_steps) < 0 or not 0 <= self.level < 1:
-            raise ValueError(f"steps must be at least 0 and level in [0, 1); got {self}")
-
-    @property
-    def remedies(self) -> bool:
-        """Whether a rejected draft is mended rather than redone."""
-        return bool(self.refine) or self.repair >= 0
-
-    def pick(self, index: int, seed: int) -> str:
-        """Who makes block `index`: target, draft (then judged) or remedy (a draft that is mended unseen)."""
-        return TARGET if index == 0 else DRAFT
-
-    def judge(self, scores: Scores, history: list[float]) -> Verdict:
-        """Decide about a draft; `history` holds the scores of earlier blocks of this rollout."""
-        return ACCEPTED
-
-    def unpicked(self) -> str:
-        """What a block that shall not be a plain draft becomes."""
-        return REMEDY if self.remedies else TARGET
-
-
-class Scores(Protocol):
-    """Scores of a draft's frames, made on demand."""
-
-    @property
-    def count(self) -> int:
-        """Number of frames."""
-        ...
-
-    def of(self, frames: list[int]) -> Tensor:
-        """Scores [len(frames)] of some frames."""
-        ...
-
-
-def reject(score: float | None = None, frames: int = 0) -> Verdict:
-    """A draft that is not good enough."""
-    return Verdict("redo", score, frames)
+# ---------------------------------------------------------------- by rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,51 +97,132 @@ class Refine(Spec):
         return TARGET if index == 0 else REMEDY
 
 
+# ---------------------------------------------------------------- by score
+
+
 @dataclass(frozen=True, kw_only=True)
-class RewardRouter(Spec):
-    """SDVG: a draft is kept when the worst (`min`) or mean frame reward reaches `tau`."""
+class Scored(Spec):
+    """Routers that score drafts. `by=frame`: the worst frame's reward; else the judge of whole blocks of that name
+    (`latent` needs no pixels, `block` sees motion and seams), where one is loaded."""
+
+    by: str = FRAME
+
+    @property
+    def asks(self) -> str:
+        """The judge `by`."""
+        return self.by
+
+    def scored(self, scores: Scores) -> tuple[float, int]:
+        """The score of the whole draft, and how many frames were looked at."""
+        if self.by != FRAME:
+            return scores.whole(self.by)
+        return float(scores.of(list(range(scores.count))).min()), scores.count
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardRouter(Scored):
+    """SDVG: a draft is kept when the worst (`min`) or mean frame reward reaches `tau`. With `refine=a+b` the score may
+    also say how much is mended: a rejected draft that reaches `once` gets the pass from level a only."""
 
     tau: float
     aggregate: str = "min"
+    once: float = math.inf
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.aggregate not in ("min", "mean"):
             raise ValueError(f"aggregate={self.aggregate!r}; known: min, mean")
+        if self.aggregate == "mean" and self.by != FRAME:
+            raise ValueError(f"aggregate=mean with by={self.by}, which gives one score per block; leave aggregate out")
+        if self.once != math.inf and (len(self.refine) < 2 or self.once > self.tau):
+            raise ValueError(
+                f"once={self.once} with refine={self.refine} and tau={self.tau}: it must be at most tau, and refine "
+                "must have levels to save, like tau=0.6,once=0.3,refine=0.8+0.4"
+            )
 
     def judge(self, scores: Scores, history: list[float]) -> Verdict:
-        """Score every frame, compare with tau."""
-        found = scores.of(list(range(scores.count)))
-        score = float(found.min() if self.aggregate == "min" else found.mean())
-        return Verdict("accept", score, scores.count) if score >= self.tau else reject(score, scores.count)
+        """Score the draft, compare with tau."""
+        if self.aggregate == "mean":
+            score, count = float(scores.of(list(range(scores.count))).mean()), scores.count
+        else:
+            score, count = self.scored(scores)
+        return Verdict("repair", score, count) if self.once <= score < self.tau else decide(score, self.tau, count)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantile(Spec):
-    """Keeps the share `accept` of drafts: the threshold is the running quantile of worst-frame scores, and that of a
-    Gaussian prior (`mean`, `deviation`) while fewer than five are known."""
+class Ranked(Scored):
+    """Routers that compare a draft with those before it: the threshold is a running quantile of their scores, and that
+    of a Gaussian prior (`mean`, `deviation`) while fewer than five are known."""
 
-    accept: float
     mean: float = 0.5
     deviation: float = 0.25
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.accept < 1:
-            raise ValueError(f"accept={self.accept} must lie between 0 and 1")
         if self.deviation <= 0:
             raise ValueError(f"deviation={self.deviation} of the prior must be above 0")
 
+    def ranked(self, scores: Scores, history: list[float], accept: float) -> Verdict:
+        """Keep the draft when it is among the best share `accept`."""
+        score, count = self.scored(scores)
+        return decide(score, quantile(history, 1 - accept, self.mean, self.deviation), count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantile(Ranked):
+    """Keeps the share `accept` of drafts."""
+
+    accept: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.accept < 1:
+            raise ValueError(f"accept={self.accept} must lie between 0 and 1")
+
     def judge(self, scores: Scores, history: list[float]) -> Verdict:
-        """Compare the worst frame with the quantile of what came before."""
-        score = float(scores.of(list(range(scores.count))).min())
-        known = 5
-        if len(history) < known:
-            prior = torch.distributions.Normal(self.mean, self.deviation)
-            threshold = float(prior.icdf(torch.tensor(1 - self.accept)))
-        else:
-            threshold = float(torch.tensor(history).quantile(1 - self.accept))
-        return Verdict("accept", score, scores.count) if score >= threshold else reject(score, scores.count)
+        """Compare with the quantile of what came before."""
+        return self.ranked(scores, history, self.accept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hold(Ranked):
+    """Holds a frame rate: as many drafts are mended as the time allows in which `fps` frames a second are due, counted
+    from the moment the first block is out; what was gained or lost so far is made good over `horizon` blocks. Which
+    blocks those are depends on the speed of the machine: the only router of which that is true."""
+
+    fps: float
+    horizon: float = 4.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.fps > 0 or not self.horizon >= 1:
+            raise ValueError(f"fps={self.fps} must be above 0 and horizon={self.horizon} at least 1 block")
+
+    def judge(self, scores: Scores, history: list[float]) -> Verdict:
+        """Keep the share of drafts that cannot be mended in time; without scoring where that is all or none."""
+        share = 1 - affordable(scores.pace, self.fps, self.horizon)
+        if share >= 1:
+            return ACCEPTED
+        return Verdict("redo") if share <= 0 else self.ranked(scores, history, share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoldQuality(Scored):
+    """Holds a quality: as many drafts are kept as leave the mean score of all drafted blocks so far at `quality`,
+    mended ones counted as `worth`. Means what it says where the judge is calibrated."""
+
+    quality: float
+    worth: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.quality <= self.worth:
+            raise ValueError(f"quality={self.quality} is above worth={self.worth}, what a mended block counts for")
+
+    def judge(self, scores: Scores, history: list[float]) -> Verdict:
+        """Compare with the lowest threshold that would have held the quality so far."""
+        score, count = self.scored(scores)
+        return decide(score, keeping([*history, score], self.quality, self.worth), count)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,60 +239,89 @@ class Cascade(Spec):
         if self.frames < 1 or self.delta < 0:
             raise ValueError(f"frames={self.frames} must be at least 1 and delta={self.delta} at least 0")
 
+    @property
+    def asks(self) -> str:
+        """Single frames."""
+        return FRAME
+
     def judge(self, scores: Scores, history: list[float]) -> Verdict:
         """Few frames, then all."""
         few = sorted({round(i * (scores.count - 1) / max(self.frames - 1, 1)) for i in range(self.frames)})
         score = float(scores.of(few).min())
         if score < self.tau:
-            return reject(score, len(few))
+            return Verdict("redo", score, len(few))
         if score >= self.tau + self.delta:
             return Verdict("accept", score, len(few))
         rest = [frame for frame in range(scores.count) if frame not in few]
         score = min(score, float(scores.of(rest).min())) if rest else score
-        return Verdict("accept", score, scores.count) if score >= self.tau else reject(score, scores.count)
+        return decide(score, self.tau, scores.count)
+
+
+# ---------------------------------------------------------------- by the target itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify(Spec):
+    """The target judges: every draft is re-noised to `level` and gets one pass of the target, whose agreement with the
+    draft (`measure`, see `rollout.verify`) is the score. The pass is never lost. A draft that reaches `tau` leaves
+    with the target's estimate (`keep=estimate`) or as it is (`keep=draft`); for any other it was the first step of
+    `refine`, which therefore begins at `level` and by default has no more than this step. `level` is that of the
+    pass; clean commits are made at 0. `repair` is refused: it would begin elsewhere."""
+
+    level: float = 0.8
+    tau: float
+    keep: str = "estimate"
+    measure: str = "place"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.level < 1:
+            raise ValueError(f"level={self.level} must lie between 0 and 1: a draft is judged by a pass from there")
+        if self.repair >= 0:
+            raise ValueError(
+                f"repair={self.repair} with a router whose own pass begins the repair; leave it out, further passes "
+                f"are refine={self.level:g}+..."
+            )
+        if not self.refine:
+            object.__setattr__(self, "refine", (self.level,))
+        if self.refine[0] != self.level:
+            raise ValueError(
+                f"refine={self.refine} begins elsewhere than the pass that judges; begin it with {self.level:g} or set "
+                f"level={self.refine[0]:g}"
+            )
+        if self.keep not in ("estimate", "draft") or self.measure not in MEASURES:
+            raise ValueError(
+                f"keep={self.keep!r}, measure={self.measure!r}; known: estimate and draft, {', '.join(MEASURES)}"
+            )
+        super().__post_init__()
+
+    @property
+    def check(self) -> Check:
+        """One pass of the target, and one of the drafter where the measure compares the two."""
+        return Check(self.keep == "estimate", self.measure in RIVALS)
+
+    @property
+    def commit_level(self) -> float:
+        """Clean."""
+        return 0.0
+
+    def judge(self, scores: Scores, history: list[float]) -> Verdict:
+        """Compare the agreement with tau."""
+        return decide(scores.agreement(self.measure), self.tau)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyCommit(Verify):
+    """`verify`, and the keys of the target's last pass over a draft are what it remembers of the block: no block but
+    those made from noise costs it a clean pass. The lower `level`, the cleaner those keys."""
+
+    def adopts(self, source: str) -> bool:
+        """Keys of passes over re-noised drafts; all of them with commit=last."""
+        return source == REFINED or super().adopts(source)
 
 
 ROUTERS: dict[str, Callable[..., Spec]] = {
     "target": Target, "draft": Draft, "first": First, "random": Random, "stride": Stride, "refine": Refine,
-    "reward": RewardRouter, "quantile": Quantile, "cascade": Cascade,
+    "reward": RewardRouter, "quantile": Quantile, "hold": Hold, "hold-quality": HoldQuality, "cascade": Cascade,
+    "verify": Verify, "verify-commit": VerifyCommit,
 }  # fmt: skip
 """Routers by the name a spec string uses."""
-
-
-class FrameScores:
-    """The frames of one draft, scored in one batch when a router asks (see `Scores`)."""
-
-    def __init__(self, frames: Callable[[], Tensor], reward: Reward | None, prompt: str, clock: Clock) -> None:
-        self._frames, self._reward, self._prompt, self._clock = frames, reward, prompt, clock
-
-    @property
-    def count(self) -> int:
-        """Number of frames of the draft."""
-        return self._frames().shape[1]
-
-    def of(self, frames: list[int]) -> Tensor:
-        """Scores [len(frames)]. Raises ValueError when the pipeline has no reward model."""
-        if self._reward is None:
-            raise ValueError(
-                "this router scores frames, but no reward model is loaded; give one or use first or stride"
-            )
-        pixels = self._frames()[:, frames]
-        with self._clock.measure("score"):
-            return self._reward.score(pixels, self._prompt)[0].float()
-
-
-class Routing:
-    """The judge of one rollout (see `arvid.types.Judge`): asks the spec, remembers scores."""
-
-    def __init__(self, spec: Spec, reward: Reward | None, clock: Clock) -> None:
-        self._spec, self._reward, self._clock = spec, reward, clock
-        self._history: list[float] = []
-
-    def judge(self, move: Move, proposal: Proposal, frames: Callable[[], Tensor], condition: Condition) -> Verdict:
-        """Only plain drafts are judged; what the target touched is accepted."""
-        if proposal.source != DRAFT:
-            return ACCEPTED
-        verdict = self._spec.judge(FrameScores(frames, self._reward, condition.prompt, self._clock), self._history)
-        if verdict.score is not None:
-            self._history.append(verdict.score)
-        return verdict

@@ -1,11 +1,12 @@
 """Speculation: a drafter proposes, the target redoes or mends. A proposer made of two walkers, not a second loop.
 
-Knows: who makes which block (a router's spec), how a rejected draft reaches the target, what each past is told.
-Does not know: models, decoders, scores (the judge has them). After SDVG (2604.17397) and T-Stitch (2402.14167), with
-the target's past refreshed only when the target runs.
+Knows: who makes which block (a router's spec), how a draft reaches the target, to be verified or because it was sent
+back, what each past is told. Does not know: models, decoders, scores (the judge has them). After SDVG (2604.17397) and
+T-Stitch (2402.14167), with the target's past refreshed only when the target runs.
 
 Both walkers start a block from the same initial noise and use the same re-noise, keyed by (seed, block, step). So
-tau = -inf is `first`, tau = +inf is `target` bit for bit, and repair = 0 is a full redo.
+tau = -inf is `first`, tau = +inf is `target` bit for bit, and repair = 0 is a full redo; a verifying pass is the first
+step of `refine` from its level, bit for bit.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from arvid.rollout.flow import FlowWalker
-from arvid.rollout.routers import DRAFT, REMEDY, TARGET, Spec
+from arvid.rollout.specs import DRAFT, REFINED, REMEDY, REPAIRED, TARGET, VERIFIED, Check, Spec
 from arvid.rollout.stage import Clock
+from arvid.rollout.verify import Checked
 from arvid.samplers.grids import few_step
 from arvid.samplers.noise import INITIAL, REFINE
 from arvid.samplers.steps import add_noise
@@ -43,7 +45,10 @@ class Speculator:
         if pick == TARGET or self._drafter is None:
             return self._from_noise(move, condition, noise)
         draft = self._draft(self._drafter, move, condition, noise)
-        return self._mend(move, condition, noise, draft) if pick == REMEDY else draft
+        if pick == REMEDY:
+            return self._mend(move, condition, noise, draft)
+        check = self._spec.check
+        return self._verify(self._drafter, check, move, condition, noise, draft) if check else draft
 
     def _initial(self, move: Move, condition: Condition, noise: Noise) -> Tensor:
         batch, channels, height, width = self._shape
@@ -61,32 +66,69 @@ class Speculator:
             x = self._initial(move, condition, noise)
             return replace(drafter.walk(move, x, sigmas, condition, noise), source=DRAFT)
 
+    def _renoised(self, move: Move, draft: Proposal, noise: Noise) -> Tensor:
+        """The draft at the first level of a refinement."""
+        eps = noise.draw(move.index, REFINE, tuple(draft.block_BTCHW.shape)).to(draft.block_BTCHW.device)
+        return add_noise(draft.block_BTCHW, eps, self._spec.refine[0])
+
+    def _verify(
+        self, drafter: FlowWalker, check: Check, move: Move, condition: Condition, noise: Noise, draft: Proposal
+    ) -> Checked:
+        """The first step of a refinement, made before it is known whether there will be more."""
+        levels = (*self._spec.refine, 0.0)
+        with self._clock.measure("target"):
+            x = self._renoised(move, draft, noise)
+            made = self._target.walk(move, x, levels[:2], condition, noise, key=REFINE)
+        rival = None
+        if check.rival:
+            with self._clock.measure("draft"):
+                rival = drafter.walk(move, x, (levels[0], 0.0), condition, noise, key=REFINE).block_BTCHW
+        made = replace(made, source=REFINED)
+        kept, source = (made, VERIFIED) if check.estimate else (draft, DRAFT)
+        passes = draft.passes + made.passes
+        return Checked(kept.block_BTCHW, source=source, passes=passes, draft=draft, check=made, rival_BTCHW=rival)
+
     def _mend(self, move: Move, condition: Condition, noise: Noise, draft: Proposal) -> Proposal:
-        """Redo from noise, resume from the draft's state after `repair` steps, or re-noise and refine it."""
+        """Redo from noise, resume from the draft's state after `repair` steps, or refine it."""
         spec = self._spec
         if not spec.remedies:
             return self._from_noise(move, condition, noise)
         with self._clock.measure("target"):
             if spec.refine:
-                eps = noise.draw(move.index, REFINE, tuple(draft.block_BTCHW.shape)).to(draft.block_BTCHW.device)
-                x = add_noise(draft.block_BTCHW, eps, spec.refine[0])
-                walked = self._target.walk(move, x, (*spec.refine, 0.0), condition, noise, key=REFINE)
-                return replace(walked, source="refined")
+                return replace(self._refine(move, condition, noise, draft), source=REFINED)
             if spec.repair >= len(move.sigmas) - 1:
-                return replace(draft, source="repaired", memory=())  # the keys at hand are the drafter's
+                return replace(draft, source=REPAIRED, memory=(), verdict=None)  # its keys are the drafter's
             x, sigmas = draft.trajectory[spec.repair], move.sigmas[spec.repair :]
             walked = self._target.walk(move, x, sigmas, condition, noise, key=spec.repair)
-            return replace(walked, source="repaired" if spec.repair else TARGET)
+            return replace(walked, source=REPAIRED if spec.repair else TARGET)
+
+    def _refine(self, move: Move, condition: Condition, noise: Noise, draft: Proposal) -> Proposal:
+        """Re-noise a draft and walk down all levels, or the first of them when the verdict says that it is enough; walk
+        on from the pass that verified it where there was one."""
+        levels = self._spec.refine
+        if isinstance(draft, Checked):
+            if len(levels) == 1:
+                return draft.check
+            x, rest = draft.check.trajectory[-1], (*levels[1:], 0.0)
+            return self._target.walk(move, x, rest, condition, noise, key=REFINE + 1)
+        if draft.verdict is not None and draft.verdict.decision == "repair":
+            levels = levels[:1]
+        return self._target.walk(move, self._renoised(move, draft, noise), (*levels, 0.0), condition, noise, key=REFINE)
 
     def commit(self, move: Move, proposal: Proposal, condition: Condition) -> None:
-        """Tell both pasts, unless the plan says that this block is not remembered. Who made the block may keep the keys
-        of its last pass (`commit=last`); nobody pays a pass before it walks again."""
+        """Tell both pasts, unless the plan says that this block is not remembered. A walker that has looked at the
+        block may keep the keys of its last pass (the router says when); nobody pays a pass before it walks again."""
         if move.commit is None:
             return
-        for walker, made in ((self._target, proposal.source != DRAFT), (self._drafter, proposal.source == DRAFT)):
+        made, drafted = proposal, proposal
+        if isinstance(proposal, Checked):
+            made, drafted = proposal.check, proposal.draft
+        drafts = proposal.source == DRAFT
+        looked = (made.source != DRAFT, made), (drafts, drafted)
+        for walker, (own, last) in zip((self._target, self._drafter), looked, strict=True):
             if walker is None:
                 continue
-            if made and self._spec.commit == "last" and proposal.memory:
-                walker.adopt(move, proposal.memory)
+            if own and last.memory and self._spec.adopts(last.source):
+                walker.adopt(move, last.memory)
             else:
-                walker.remember(replace(move, commit=self._spec.level), proposal.block_BTCHW, condition)
+                walker.remember(replace(move, commit=self._spec.commit_level), proposal.block_BTCHW, condition)

@@ -1,32 +1,78 @@
 """The stage of a rollout: turns decided latents into frames and keeps the clock.
 
-Knows: the streaming decoder's state (a value: the old one is kept until a block is decided), wall-clock per stage,
-who listens. Does not know: who made a block or why it was accepted.
+Knows: the streaming decoder's state (a value: the old one is kept until a block is decided), wall-clock per stage and
+per block, who listens. Does not know: who made a block or why it was accepted.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from arvid.types import Block, Decoder, DecoderState, Listener, Move, Proposal, Verdict
 
+RECENT = 16
+"""How many blocks back a pace looks."""
+
+
+@dataclass(frozen=True)
+class Lap:
+    """A finished block: its pixel frames, its seconds of wall-clock, and those of them that the target took."""
+
+    frames: int
+    seconds: float
+    target: float
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a rollout is: its first lap and up to RECENT recent ones (the first not among them), `frames` and
+    `seconds` of all laps behind the first, `spent` seconds in the block that is being made."""
+
+    first: Lap | None = None
+    recent: tuple[Lap, ...] = ()
+    frames: int = 0
+    seconds: float = 0.0
+    spent: float = 0.0
+
 
 class Clock:
-    """Seconds and counts by name since the last `reset`. Shared by the parts of one rollout."""
+    """Seconds and counts by name since the last `reset`, and the pace of the blocks so far. Shared by the parts of one
+    rollout. `now` gives seconds that never fall."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
         self.seconds: dict[str, float] = {}
         self.passes: dict[str, int] = {}
+        self._begin = now()
+        self._first: Lap | None = None
+        self._recent: deque[Lap] = deque(maxlen=RECENT)
+        self._frames, self._total = 0, 0.0
 
     def reset(self) -> None:
         """Start a block."""
         self.seconds, self.passes = {}, {}
+        self._begin = self._now()
+
+    def lap(self, frames: int) -> None:
+        """The block is finished and has `frames` pixel frames."""
+        done = Lap(frames, self._now() - self._begin, self.seconds.get("target", 0.0))
+        if self._first is None:
+            self._first = done
+            return
+        self._recent.append(done)
+        self._frames, self._total = self._frames + frames, self._total + done.seconds
+
+    @property
+    def pace(self) -> Pace:
+        """How fast the rollout is at this moment."""
+        return Pace(self._first, tuple(self._recent), self._frames, self._total, self._now() - self._begin)
 
     def count(self, name: str, passes: int) -> None:
         """Add model passes."""
@@ -36,11 +82,11 @@ class Clock:
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
         """Add the time spent inside to `name`."""
-        begin = time.perf_counter()
+        begin = self._now()
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+            self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - begin
 
 
 class Stage:
@@ -69,15 +115,17 @@ class Stage:
             self._decoded = (proposal, frames, state)
         return self._decoded[1], self._decoded[2]
 
-    def rejected(self, proposal: Proposal, verdict: Verdict) -> None:
-        """A candidate was sent back; its score stays with the block."""
+    def rejected(self, proposal: Proposal, verdict: Verdict) -> Proposal:
+        """A candidate was sent back: the candidate with the verdict. Its score stays with the block."""
         self._rejection = verdict
         self._tell("rejected", {"source": proposal.source, "score": verdict.score, "decision": verdict.decision})
+        return replace(proposal, verdict=verdict)
 
     def emit(self, move: Move, proposal: Proposal, verdict: Verdict) -> Block:
         """The block is decided: decode it (unless it was) and advance the decoder. Its verdict carries the score that
         decided it: that of the draft, also when the draft was sent back."""
         frames, self.state = self._decode(proposal)
+        self._clock.lap(frames.shape[1])
         if self._rejection is not None:
             verdict = replace(verdict, score=self._rejection.score, frames_scored=self._rejection.frames_scored)
         block = Block(

@@ -1,0 +1,131 @@
+"""What a router is: the options all of them have, the questions they answer, what they may ask for in return.
+
+Knows: block indices, who may make a block, the options common to all routers. Does not know: any router's rule, how
+blocks are made, how scores come about.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from arvid.rollout.stage import Pace
+from arvid.types import Verdict
+
+TARGET, DRAFT, REMEDY = "target", "draft", "remedy"
+"""Answers of `Spec.pick`. The first two are also the names of who made a block, as are the next three."""
+REFINED, REPAIRED, VERIFIED = "refined", "repaired", "verified"
+ACCEPTED = Verdict("accept")
+FRAME = "frame"
+"""The judge that scores single frames; all others score whole blocks."""
+
+
+class Scores(Protocol):
+    """What a router may learn about a draft, made when it asks."""
+
+    @property
+    def count(self) -> int:
+        """Number of frames."""
+        ...
+
+    def of(self, frames: list[int]) -> Tensor:
+        """Scores [len(frames)] of some frames."""
+        ...
+
+    def whole(self, judge: str) -> tuple[float, int]:
+        """The score of the block by a judge of whole blocks, and how many of its frames that judge looked at."""
+        ...
+
+    def agreement(self, measure: str) -> float:
+        """How far the target's estimate of a re-noised draft agrees with the draft, in (0, 1]."""
+        ...
+
+    @property
+    def pace(self) -> Pace:
+        """How fast the rollout is so far."""
+        ...
+
+
+@dataclass(frozen=True)
+class Check:
+    """What happens to a draft before it is judged by the target: `estimate` says that the target's estimate is what is
+    kept, `rival` that the drafter estimates the same re-noised draft too."""
+
+    estimate: bool
+    rival: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """Options every router has. `repair=k`: a rejected block resumes from the draft after k steps (T-Stitch order;
+    -1 redoes it from noise). `refine=a+b`: instead, the draft is re-noised to level a and walks a, b, 0.
+    `steps`, `first_steps`, `draft_steps`: passes of the target, of the target on block 0, of the drafter; 0 takes the
+    levels of the plan, which are the model's own unless `steps` says otherwise. `commit=last` keeps the keys of the
+    last pass instead of paying a clean one; `level` is the noise level of clean commits."""
+
+    repair: int = -1
+    refine: tuple[float, ...] = ()
+    steps: int = 0
+    first_steps: int = 0
+    draft_steps: int = 0
+    commit: str = "clean"
+    level: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.commit not in ("clean", "last"):
+            raise ValueError(f"commit={self.commit!r}; known: clean, last")
+        if not all(0 < level <= 1 for level in self.refine) or list(self.refine) != sorted(set(self.refine))[::-1]:
+            raise ValueError(f"refine levels {self.refine} must fall from at most 1 to above 0, like 0.8+0.4")
+        if self.repair < -1:
+            raise ValueError(f"repair={self.repair} must be at least 0 steps of the draft (-1: redo from noise)")
+        if self.repair > 0 and self.draft_steps:
+            raise ValueError(
+                f"repair={self.repair} needs drafts on the target's levels; leave out draft_steps={self.draft_steps}"
+            )
+        if self.refine and self.repair >= 0:
+            raise ValueError(f"repair={self.repair} and refine={self.refine} exclude each other; give one")
+        if min(self.steps, self.first_steps, self.draft_steps) < 0 or not 0 <= self.level < 1:
+            raise ValueError(f"steps must be at least 0 and level in [0, 1); got {self}")
+
+    @property
+    def remedies(self) -> bool:
+        """Whether a rejected draft is mended rather than redone."""
+        return bool(self.refine) or self.repair >= 0
+
+    @property
+    def check(self) -> Check | None:
+        """How the target looks at a draft before it is judged; None: not at all."""
+        return None
+
+    @property
+    def asks(self) -> str:
+        """The judge whose scores the router needs: `frame`, the name of a judge of whole blocks, or none."""
+        return ""
+
+    @property
+    def commit_level(self) -> float:
+        """Noise level of clean commits."""
+        return self.level
+
+    def adopts(self, source: str) -> bool:
+        """Whether the keys of the last pass of `source` over a block are what is remembered of the block."""
+        return self.commit == "last"
+
+    def pick(self, index: int, seed: int) -> str:
+        """Who makes block `index`: target, draft (then judged) or remedy (a draft that is mended unseen)."""
+        return TARGET if index == 0 else DRAFT
+
+    def judge(self, scores: Scores, history: list[float]) -> Verdict:
+        """Decide about a draft; `history` holds the scores of earlier blocks of this rollout."""
+        return ACCEPTED
+
+    def unpicked(self) -> str:
+        """What a block that shall not be a plain draft becomes."""
+        return REMEDY if self.remedies else TARGET
+
+
+def decide(score: float, threshold: float, frames: int = 0) -> Verdict:
+    """Accept what reaches the threshold; the rest is redone."""
+    return Verdict("accept" if score >= threshold else "redo", score, frames)

@@ -1,0 +1,177 @@
+"""A proposer around speculation: blocks that are given, orders that come from outside, pasts that change at a boundary.
+
+Knows: the last decided blocks (enough to run them again), what each walker's past must become when the prompt changes,
+which block the target must make. Does not know: why (a timeline, a person, a guard), decoders, files.
+
+Everything happens before a block is first proposed, so a boundary is the only place where a past changes otherwise than
+by a commit. Facts: recache after LongLive (2509.22622, one causal pass over the frames on view, at most as many as the
+model was trained on), flush and cut after Infinity-RoPE (2511.20649).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from arvid.rollout.flow import FlowWalker
+from arvid.rollout.timeline import CUT, FLUSH, JUMP, RECACHE, Change, Director
+from arvid.types import Condition, Move, Noise, Proposal, Proposer, Span
+
+GIVEN = "given"
+"""Source of a block that was there before."""
+TARGET_NEXT, REFRESH, ANCHOR = "target", "refresh", "anchor"
+ORDERS = (TARGET_NEXT, REFRESH, ANCHOR)
+NOWHERE = -1
+"""A frame at which no block begins."""
+Told = tuple[Move, Tensor]
+"""A decided block and its latents."""
+Order = tuple[str, Tensor | None]
+Tell = Callable[[str, dict[str, Any]], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Hands:
+    """Who makes blocks: `routed` as the router says, `alone` where a block must not be left to chance (the target,
+    unless the router never asks it); both work with the same `walkers`. `level` is the noise level of commits."""
+
+    routed: Proposer
+    alone: Proposer
+    walkers: tuple[FlowWalker, ...]
+    level: float = 0.0
+
+
+class Steered:
+    """See the module. `reach` is the number of latent frames that are run again at most (to the next whole block);
+    `given` holds latents z_BTCHW that the first moves of the plan cover."""
+
+    def __init__(self, hands: Hands, director: Director, reach: int, given: Tensor | None, tell: Tell) -> None:
+        self.given = given
+        self._hands, self._director, self._reach, self._tell = hands, director, reach, tell
+        self._empty = tuple(walker.snapshot() for walker in hands.walkers)
+        self._tail: tuple[Told, ...] = ()
+        self._first: Told | None = None
+        self._orders: tuple[Order, ...] = ()
+        self._jumped = NOWHERE
+
+    def order(self, name: str, statistics: Tensor | None = None) -> None:
+        """Before the next block: `target` has the target make it, `refresh` runs the frames on view again (the first
+        block too, where it is still on view), `anchor` does so after each block's latents were given the mean and the
+        deviation of `statistics` [2, C]. Raises ValueError for another name."""
+        if name not in ORDERS:
+            raise ValueError(f"unknown order {name!r}; known: {', '.join(ORDERS)}")
+        self._orders += ((name, statistics),)
+
+    def propose(self, move: Move, condition: Condition, noise: Noise, rejected: Proposal | None = None) -> Proposal:
+        """What was given, else what the hands make of it."""
+        if rejected is not None:
+            return self._hands.routed.propose(move, condition, noise, rejected)
+        opens = self._prepare(move, condition, noise)
+        if self.given is not None and move.span.stop <= self.given.shape[1]:
+            return Proposal(self.given[:, move.span.start : move.span.stop], source=GIVEN)
+        opens |= self.given is not None and move.span.start == self.given.shape[1]
+        return (self._hands.alone if opens else self._hands.routed).propose(move, condition, noise)
+
+    def commit(self, move: Move, proposal: Proposal, condition: Condition) -> None:
+        """Tell the walkers, and keep the block as long as it may have to be run again."""
+        self._hands.routed.commit(move, proposal, condition)
+        if move.commit is None:
+            return
+        told = (replace(move, commit=self._hands.level), proposal.block_BTCHW)
+        self._first = self._first or told
+        tail = [*self._tail, told]
+        while sum(len(kept.span) for kept, _ in tail[1:]) >= self._reach:
+            del tail[0]
+        self._tail = tuple(tail)
+
+    def snapshot(self) -> tuple[Any, ...]:
+        """Pasts, what is pending, the last blocks and orders, as a value that `restore` brings back."""
+        walkers = tuple(walker.snapshot() for walker in self._hands.walkers)
+        return walkers, self._tail, self._first, self._orders, self._jumped
+
+    def restore(self, snapshot: tuple[Any, ...]) -> None:
+        """Go back to a snapshot."""
+        walkers, self._tail, self._first, self._orders, jumped = snapshot
+        self._jump_at(jumped)
+        for walker, held in zip(self._hands.walkers, walkers, strict=True):
+            walker.restore(held)
+
+    def _prepare(self, move: Move, condition: Condition, noise: Noise) -> bool:
+        """Carry out what changes at this boundary. True when the block is to be the target's: it was ordered, or it
+        opens a scene, as a router's first block opens a video."""
+        opens = False
+        change = self._director.begins(move.span.start)
+        if change is not None:
+            opens = change.how == CUT
+            self._apply(change, move, condition, noise)
+            told = {"block": move.index, "prompt": change.prompt, "how": change.how, "live": change.live}
+            self._tell("changed", told)
+        orders, self._orders = self._orders, ()
+        for name, wanted in orders:
+            opens |= name == TARGET_NEXT
+            if name == ANCHOR and wanted is not None:
+                self._tail = tuple((kept, _with(z, wanted)) for kept, z in self._tail)
+            if name in (REFRESH, ANCHOR):
+                self._run_again(move.span.start, condition, from_first=True)
+        return opens
+
+    def _apply(self, change: Change, move: Move, condition: Condition, noise: Noise) -> None:
+        if change.how == RECACHE:
+            self._run_again(move.span.start, condition)
+        elif change.how == FLUSH and self._first is not None:
+            for walker in self._hands.walkers:
+                walker.catch_up(noise)
+                walker.past.keep(frozenset({self._first[0].span.start, move.span.start - 1}))
+        elif change.how == CUT:
+            for walker, empty in zip(self._hands.walkers, self._empty, strict=True):
+                walker.restore(empty)
+            self._tail, self._first = (), None
+        elif change.how == JUMP:
+            self._jump_at(move.span.start)
+
+    def _jump_at(self, start: int) -> None:
+        """Pasts do not keep this in their snapshots, and a block that waits is written later: so it is kept here."""
+        self._jumped = start
+        for walker in self._hands.walkers:
+            walker.past.cut(start)
+
+    def _run_again(self, start: int, condition: Condition, from_first: bool = False) -> None:
+        """Have the last blocks written again under `condition`: those that are on view or wait to be written, without
+        a gap, so that no walker pays for what it will not read."""
+        for walker in self._hands.walkers:
+            pending = walker.pending
+            known = {frame for move, _, _ in pending for frame in range(move.span.start, move.span.stop)}
+            known |= {*walker.past.view(Span(start, start + 1)).frames}
+            again: list[Told] = []
+            for told in reversed(self._tail):
+                if not known.issuperset(range(told[0].span.start, told[0].span.stop)):
+                    break
+                again.insert(0, told)
+            first = again[0][0].span.start if again else start
+            if from_first and self._first is not None and self._alone_on_view(self._first[0].span, first, known):
+                again.insert(0, self._first)
+                first = self._first[0].span.start
+            older = tuple(entry for entry in pending if entry[0].span.stop <= first)
+            walker.rewrite((*older, *((move, z, condition) for move, z in again)))
+
+    @staticmethod
+    def _alone_on_view(sink: Span, start: int, known: set[int]) -> bool:
+        """Whether the sink is on view and nothing between it and `start` is: writing it again drops what follows it."""
+        between = any(frame in known for frame in range(sink.stop, start))
+        return sink.stop <= start and known.issuperset(range(sink.start, sink.stop)) and not between
+
+
+def statistics(z_BTCHW: Tensor) -> Tensor:
+    """Mean and deviation of each channel [2, C]."""
+    values = z_BTCHW.float().movedim(2, 0).flatten(1)
+    return torch.stack([values.mean(1), values.std(1)])
+
+
+def _with(z_BTCHW: Tensor, wanted: Tensor) -> Tensor:
+    """The latents with the wanted mean and deviation [2, C] of each channel."""
+    found, wanted = (pair[:, :, None, None] for pair in (statistics(z_BTCHW), wanted))
+    moved = (z_BTCHW.float() - found[0]) / found[1].clamp_min(1e-6) * wanted[1] + wanted[0]
+    return moved.to(z_BTCHW.dtype)
