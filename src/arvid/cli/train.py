@@ -18,7 +18,7 @@ import typer
 from arvid.cli.options import Quiet, Threads
 from arvid.cli.places import writable
 
-RECIPES = {"embedded": "arvid.recipes.embedded"}
+RECIPES = {"embedded": "arvid.recipes.embedded", "distill": "arvid.recipes.distill"}
 """Recipes by name, and the module that holds their `Sizes` and `STAGES`."""
 
 

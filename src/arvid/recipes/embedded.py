@@ -319,7 +319,7 @@ def reward(runs: Path, sizes: Sizes, report: Report) -> None:
     config = TrainConfig(sizes.reward_steps, 1.5e-3, average=0.995)
     average = train(model, Faithfulness(model), source, config, runs / "reward", None, report)
     model.load_state_dict(average)
-    model.save(runs / "reward" / "model")
+    model.to(torch.bfloat16).save(runs / "reward" / "model")
 
 
 def pack(runs: Path, sizes: Sizes, report: Report) -> None:

@@ -10,18 +10,17 @@ Legend: N frames, B videos, T frames of a video, C channels, H height, W width, 
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from arvid.rewards import parts
+from arvid.rewards.parts import Look, Residual
 
 Read = Callable[[list[str]], Tensor]
 """Prompts to token embeddings [B, L, D], zero beyond each prompt's last token."""
@@ -29,7 +28,6 @@ NEVER = -100.0
 """Stands for minus infinity where a maximum is taken."""
 REMEMBERED = 8
 """How many prompts' embeddings are kept."""
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 @dataclass(frozen=True)
@@ -47,44 +45,6 @@ class FrameRewardConfig:
     concepts: int = 96
 
 
-class _Residual(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        return F.relu(x_NCHW + self.second(F.relu(self.first(x_NCHW))), inplace=True)
-
-
-class _Look(nn.Module):
-    """Cross-attention: every query adds what it finds among the keys and how that agrees, channel by channel, with
-    what it is itself; without the product, whether two things are the same is learned very slowly."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.before_query = nn.LayerNorm(width)
-        self.before_key = nn.LayerNorm(width)
-        self.query = nn.Linear(width, 2 * width, bias=False)
-        self.key_value = nn.Linear(width, 2 * width, bias=False)
-        self.out = nn.Linear(2 * width, width, bias=False)
-
-    def forward(self, x_NLD: Tensor, y_NMD: Tensor, mask_NM: Tensor | None) -> Tensor:
-        query_NLD, own_NLD = self.query(self.before_query(x_NLD)).chunk(2, -1)
-        q_NHLD = query_NLD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k_NHMD, v_NHMD = (
-            self.key_value(self.before_key(y_NMD)).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )
-        count = len(q_NHLD)
-        mask = None if mask_NM is None else mask_NM[:, None, None]
-        seen_NHLD = F.scaled_dot_product_attention(
-            q_NHLD, k_NHMD.expand(count, -1, -1, -1), v_NHMD.expand(count, -1, -1, -1), attn_mask=mask
-        )
-        seen_NLD = seen_NHLD.transpose(1, 2).flatten(2)
-        return x_NLD + self.out(torch.cat([seen_NLD, seen_NLD * own_NLD], -1))
-
-
 class FrameReward(nn.Module):
     """Scores frames against prompts. `read` gives the embeddings of prompts; it is no part of the weights."""
 
@@ -100,9 +60,9 @@ class FrameReward(nn.Module):
         self.cell = nn.LayerNorm(width)
         self.word = nn.Sequential(nn.Linear(self.config.text_width, width), nn.LayerNorm(width))
         heads, rounds = self.config.heads, self.config.rounds
-        self.to_words = nn.ModuleList(_Look(width, heads) for _ in range(rounds))
-        self.to_cells = nn.ModuleList(_Look(width, heads) for _ in range(rounds - 1))
-        self.around = nn.ModuleList(_Residual(width) for _ in range(rounds))
+        self.to_words = nn.ModuleList(Look(width, heads) for _ in range(rounds))
+        self.to_cells = nn.ModuleList(Look(width, heads) for _ in range(rounds - 1))
+        self.around = nn.ModuleList(Residual(width) for _ in range(rounds))
         self.think = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
             for _ in range(rounds - 1)
@@ -174,10 +134,7 @@ class FrameReward(nn.Module):
 
     def save(self, directory: Path) -> None:
         """Write model.safetensors and config.json."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / CONFIG).write_text(json.dumps(asdict(self.config), indent=2) + "\n", encoding="utf-8")
-        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, directory / WEIGHTS)
+        parts.save(self, self.config, directory)
 
     @classmethod
     def load(cls, directory: Path, read: Read) -> FrameReward:
@@ -185,20 +142,11 @@ class FrameReward(nn.Module):
 
         Raises ValueError when a file is missing or damaged, or the weights are those of another configuration.
         """
-        directory = Path(directory)
-        for name in (CONFIG, WEIGHTS):
-            if not (directory / name).is_file():
-                raise ValueError(f"no frame reward in {directory}: {name} is missing; train one or fetch it again")
-        try:
-            raw: dict[str, Any] = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-            raw = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
-            weights = load_file(directory / WEIGHTS)
-            model = cls(read, FrameRewardConfig(**raw))
-            model.load_state_dict(weights)
-        except (ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"the frame reward in {directory} is damaged ({line}); fetch it again") from error
-        return model.to(next(iter(weights.values())).dtype).eval()
+        model = parts.load("frame reward", lambda raw: cls(read, FrameRewardConfig(**raw)), directory)
+        for stage in model.modules():
+            if isinstance(stage, nn.Conv2d):
+                stage.weight.data = stage.weight.data.contiguous(memory_format=torch.channels_last)
+        return model
 
 
 def _stem(config: FrameRewardConfig) -> nn.Sequential:
@@ -207,7 +155,7 @@ def _stem(config: FrameRewardConfig) -> nn.Sequential:
     inputs = 3
     for width, blocks in zip(config.widths, config.blocks, strict=True):
         layers += [nn.Conv2d(inputs, width, 4, stride=2, padding=1), nn.ReLU()]
-        layers += [_Residual(width) for _ in range(blocks)]
+        layers += [Residual(width) for _ in range(blocks)]
         inputs = width
     stem = nn.Sequential(*layers)
     for part in stem.modules():

@@ -17,8 +17,7 @@ class Muon(torch.optim.Muon):
     """torch's Muon over weights of two axes and over filter banks of four, contiguous or channels-last."""
 
     def __init__(self, weights: list[nn.Parameter], learning_rate: float, weight_decay: float) -> None:
-        # A weight that is not contiguous is channels-last; permuted, it is a matrix without a copy.
-        self._pairs = [(weight, nn.Parameter(_matrix(weight.detach(), not weight.is_contiguous()))) for weight in weights]
+        self._pairs = [(weight, nn.Parameter(_matrix(weight.detach(), weight))) for weight in weights]
         super().__init__(
             [matrix for _, matrix in self._pairs], learning_rate, weight_decay, adjust_lr_fn="match_rms_adamw"
         )
@@ -26,8 +25,8 @@ class Muon(torch.optim.Muon):
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One update; weights and matrices share their memory."""
         for weight, matrix in self._pairs:
-            matrix.grad = None if weight.grad is None else _matrix(weight.grad, not weight.is_contiguous())
-        return super().step(closure)
+            matrix.grad = None if weight.grad is None else _matrix(weight.grad, weight)
+        return super().step(closure)  # type: ignore[no-untyped-call]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of the weights as well."""
@@ -36,6 +35,7 @@ class Muon(torch.optim.Muon):
             weight.grad = None
 
 
-def _matrix(x: Tensor, channels_last: bool) -> Tensor:
-    """[O, ...] as [O, rest], in the order in which the weight lies in memory."""
-    return (x.permute(0, 2, 3, 1) if channels_last else x).reshape(x.shape[0], -1)
+def _matrix(x: Tensor, weight: Tensor) -> Tensor:
+    """[O, ...] as [O, rest] in the order in which the weight lies in memory: of the weight itself, no copy."""
+    # A weight that is not contiguous is channels-last.
+    return (x if weight.is_contiguous() else x.permute(0, 2, 3, 1)).reshape(x.shape[0], -1)
