@@ -32,7 +32,13 @@ FREE = frozenset({"cli", "recipes", "__main__", "__init__"})
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "arvid"
-DISTRIBUTION = {"PIL": "pillow", "skimage": "scikit-image", "yaml": "pyyaml"}
+DISTRIBUTION = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "prometheus_client": "prometheus-client",
+    "skimage": "scikit-image",
+    "yaml": "pyyaml",
+}
 """Names under which a distribution is imported, where they differ."""
 
 

@@ -39,7 +39,7 @@ def main() -> int:
     try:
         python = bare_environment(arguments.directory)
         choose_torch(python, arguments.torch_index)
-        pip(python, "install", "--editable", f"{ROOT}[dev]", "--constraint", str(CONSTRAINTS))
+        pip(python, "install", "--editable", f"{ROOT}[dev,serve]", "--constraint", str(CONSTRAINTS))
     except subprocess.CalledProcessError as error:
         return fail(f"`{' '.join(map(str, error.cmd))}` ended with exit code {error.returncode}, see its message above")
     return 0
