@@ -14,6 +14,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ from torch import Tensor, nn
 
 from arvid.layers.attention import attend
 from arvid.layers.norms import RMSNorm, plain_norm
-from arvid.layers.rope import angles, rotate
-from arvid.types import Condition, Estimate, Span, View
+from arvid.layers.rope import angles, angles_at, rotate
+from arvid.types import Condition, Estimate, Placed, Places, Seen, Span, View
 
 TRAIN_STEPS = 1000
 CONTEXTS_KEPT = 4
@@ -79,10 +80,11 @@ class SelfAttention(Projections):
         k = self.norm_k(self.k(x_BLD)).unflatten(-1, split)
         v = self.v(x_BLD).unflatten(-1, split)
         keys, values = rotate(k, reading.angles_LE), v
-        past = reading.view.read(layer, reading.rotate_past)
-        if past is not None:
-            keys, values = torch.cat([past[0], keys], 1), torch.cat([past[1], v], 1)
-        out = attend(rotate(q, reading.angles_LE), keys, values, reading.mask_LM)
+        past = reading.view.read(layer, Ask(reading, layer, q, (k, v)))
+        seen = None if past is None else Seen(*past)
+        if seen is not None:
+            keys, values = torch.cat([seen.keys, keys], 1), torch.cat([seen.values, v], 1)
+        out = attend(rotate(q, reading.angles_LE), keys, values, reading.mask(seen, q.dtype))
         return self.o(out.flatten(2)), (k, v)
 
 
@@ -143,21 +145,78 @@ class Head(nn.Module):
 
 
 class Reading:
-    """What the attention layers of one pass share: the view, the angles of the block, the token mask."""
+    """What the attention layers of one pass share: the view, where the frames of the pass stand, who sees whom."""
 
-    def __init__(self, view: View, frames: tuple[int, ...], grid: tuple[int, int], head_size: int, x: Tensor) -> None:
-        self.view = view
-        self._grid, self._head_size, self._device = grid, head_size, x.device
-        self.angles_LE = angles(frames, *grid, head_size, x.device)
+    def __init__(
+        self, view: View, frames: tuple[int, ...], grid: tuple[int, int], head_size: int, sigma_BT: Tensor,
+        context: Context,
+    ) -> None:  # fmt: skip
+        self.view, self.grid, self.context = view, grid, context
+        self._head_size, self._sigma_BT = head_size, sigma_BT
+        places = view.places(frames) if isinstance(view, Placed) else Places((), frames)
+        self._stretch, device = places.stretch, sigma_BT.device
+        self.angles_LE = angles(places.own, *grid, head_size, device, places.stretch)
         mask = view.mask(frames)
-        tokens = grid[0] * grid[1]
-        self.mask_LM = (
-            None if mask is None else mask.to(x.device).repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
-        )
+        self._tokens = grid[0] * grid[1]
+        self._mask_LM = None if mask is None else self._per_token(mask.to(device))
+        own = torch.tensor(places.own, device=device)
+        nearness = -places.decay * (own[:, None] - own).abs().float()
+        self._decay_LL = self._per_token(nearness) if places.decay else None
 
-    def rotate_past(self, keys_BLHD: Tensor, frames: tuple[int, ...]) -> Tensor:
-        """Keys of whole past frames, rotated to their own positions."""
-        return rotate(keys_BLHD, angles(frames, *self._grid, self._head_size, self._device))
+    @cached_property
+    def level(self) -> float:
+        """Noise level of the first frame."""
+        return float(self._sigma_BT[0, 0])
+
+    def turn(self, keys_BLHD: Tensor, positions: tuple[float, ...]) -> Tensor:
+        """Keys of whole frames, rotated to positions in time."""
+        return rotate(keys_BLHD, angles(positions, *self.grid, self._head_size, keys_BLHD.device, self._stretch))
+
+    def turn_tokens(self, keys_BLHD: Tensor, places_L3: Tensor) -> Tensor:
+        """Keys of tokens anywhere, rotated."""
+        return rotate(keys_BLHD, angles_at(places_L3.to(keys_BLHD.device), self._head_size, self._stretch))
+
+    def mask(self, seen: Seen | None, dtype: torch.dtype) -> Tensor | None:
+        """Who may look where, over the keys of the past and of the pass: None, boolean [L, M], or what is added to the
+        logits [heads or 1, L, M] in `dtype`."""
+        past = 0 if seen is None else seen.keys.shape[1]
+        mask = self._mask_LM
+        if mask is not None and mask.shape[1] < past + mask.shape[0]:
+            mask = nn.functional.pad(mask, (past, 0), value=True)
+        bias = None if seen is None else seen.bias
+        if bias is None and self._decay_LL is None:
+            return mask
+        length = self.angles_LE.shape[0]
+        if bias is None:
+            bias = torch.zeros(1, 1, past, device=self._sigma_BT.device)
+        left = (bias if bias.shape[1] == 1 else bias.repeat_interleave(self._tokens, 1)).expand(-1, length, -1)
+        own = bias.new_zeros(length, length) if self._decay_LL is None else self._decay_LL
+        whole = torch.cat([left, own.expand(len(left), -1, -1)], 2)
+        return (whole if mask is None else whole.masked_fill(~mask, -math.inf)).to(dtype)
+
+    def _per_token(self, frames_FF: Tensor) -> Tensor:
+        return frames_FF.repeat_interleave(self._tokens, 0).repeat_interleave(self._tokens, 1)
+
+
+class Ask:
+    """One layer of one pass as it asks a view (see `arvid.types.Asking`)."""
+
+    def __init__(self, reading: Reading, layer: int, queries_BLHD: Tensor, pair: tuple[Tensor, Tensor]) -> None:
+        self._reading = reading
+        self.queries_BLHD, self.pair, self.text, self.grid = queries_BLHD, pair, reading.context[layer], reading.grid
+
+    @property
+    def level(self) -> float:
+        """Noise level of the first frame of the pass; reading it waits for the device."""
+        return self._reading.level
+
+    def __call__(self, keys_BLHD: Tensor, positions: tuple[float, ...]) -> Tensor:
+        """Keys of whole frames, rotated."""
+        return self._reading.turn(keys_BLHD, positions)
+
+    def at(self, keys_BLHD: Tensor, places_L3: Tensor) -> Tensor:
+        """Keys of single tokens, rotated."""
+        return self._reading.turn_tokens(keys_BLHD, places_L3)
 
 
 Context = tuple[tuple[Tensor, Tensor], ...]
@@ -259,7 +318,7 @@ class CausalWan(nn.Module):
             )
         grid = (height // pw_h, width // pw_w)
         x_BTPD = self._patches(z_BTCHW)
-        reading = Reading(view, frames, grid, self.config.dim // self.config.num_heads, x_BTPD)
+        reading = Reading(view, frames, grid, self.config.dim // self.config.num_heads, sigma_BT, context)
         time_BTD = self._time(sigma_BT)
         time_BT6D = self.time_projection(time_BTD).unflatten(-1, (6, -1))
         memory: list[tuple[Tensor, Tensor]] = []

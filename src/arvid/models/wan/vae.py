@@ -1,8 +1,9 @@
 """The autoencoder of Wan 2.1 behind the streaming decoder's interface.
 
 Knows: how to drive diffusers' AutoencoderKLWan one latent frame at a time with a state that is a value, the statistics
-that normalise its latents, and the directory it is read from. Does not know: flow matching, prompts, blocks. The first
-latent frame stands for one pixel frame, every later one for four: blocks of 3 latents give 9, then 12, 12, ... frames.
+that normalise its latents, the directory it is read from, and the names of its weights in the original file
+(Wan2.1_VAE.pth). Does not know: flow matching, prompts, blocks. The first latent frame stands for one pixel frame,
+every later one for four: blocks of 3 latents give 9, then 12, 12, ... frames.
 
 Legend: B batch, T frames, C channels, H height, W width; pixels v_BTCHW in [-1, 1]; latents z_BTCHW of unit variance.
 """
@@ -10,7 +11,8 @@ Legend: B batch, T frames, C channels, H height, W width; pixels v_BTCHW in [-1,
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,35 @@ from diffusers import AutoencoderKLWan
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from arvid.models.names import Rules, rename, take, tensors_of
 from arvid.types import DecoderState
 
 TIME_STRIDE = 4
 SPACE_STRIDE = 8
 LONGEST_CAUSE = 240
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+WHAT = "a Wan 2.1 autoencoder under its original names (Wan2.1_VAE.pth)"
+
+ORIGINAL: Rules = (
+    (r"\.norm1\.", ".residual.0."),
+    (r"\.conv1\.", ".residual.2."),
+    (r"\.norm2\.", ".residual.3."),
+    (r"\.conv2\.", ".residual.6."),
+    (r"\.conv_shortcut\.", ".shortcut."),
+    (r"\.mid_block\.resnets\.0\.", ".middle.0."),
+    (r"\.mid_block\.attentions\.0\.", ".middle.1."),
+    (r"\.mid_block\.resnets\.1\.", ".middle.2."),
+    (r"\.conv_in\.", ".conv1."),
+    (r"\.norm_out\.", ".head.0."),
+    (r"\.conv_out\.", ".head.2."),
+    (r"\.down_blocks\.", ".downsamples."),
+    (r"^quant_conv\.", "conv1."),
+    (r"^post_quant_conv\.", "conv2."),
+)
+"""From the names of diffusers to those of the original file, but for the decoder's `up_blocks`: diffusers numbers them
+by level, the original from first to last."""
+_UP_BLOCK = re.compile(r"\.up_blocks\.(\d+)\.(resnets|upsamplers)\.(\d+)\.")
 
 _REPEAT = "Rep"
 """What diffusers leaves in the slot of a temporal upsampler that has seen one frame, and so far only repeats."""
@@ -68,12 +93,15 @@ class WanAutoencoder(nn.Module):
 
     @classmethod
     def load(cls, directory: Path) -> WanAutoencoder:
-        """Read a diffusers directory (config.json and safetensors weights, the `vae` folder of a Wan 2.1 pipeline).
+        """Read a diffusers directory (config.json and safetensors weights, the `vae` folder of a Wan 2.1 pipeline), in
+        fp32, or the original file (Wan2.1_VAE.pth), in the type of its weights.
 
-        In fp32, in eval mode, without gradients; nothing is fetched. Raises ValueError when a file is missing or
-        damaged, or holds another model.
+        In eval mode, without gradients; nothing is fetched. Raises ValueError when a file is missing or damaged, or
+        holds another model.
         """
         directory = Path(directory)
+        if directory.is_file():
+            return cls.from_weights(tensors_of(directory))
         _find(directory)
         try:
             # low_cpu_mem_usage asks for a package that is not a dependency.
@@ -94,6 +122,26 @@ class WanAutoencoder(nn.Module):
                 f"missing {missing[:3]}, {len(surplus)} surplus {surplus[:3]}; fetch both files again"
             )
         return cls(model).eval().requires_grad_(False)
+
+    @classmethod
+    def from_weights(cls, weights: Mapping[str, Tensor]) -> WanAutoencoder:
+        """A model over weights under their original names, which it takes over without a copy and in their type.
+
+        Sizes follow from the shapes, the statistics of latents are the published ones. In eval mode, without
+        gradients. Raises ValueError when weights are missing, surplus or misshapen.
+        """
+        settings = settings_of(weights)
+        with torch.device("meta"):
+            model = AutoencoderKLWan(**settings)
+        names = original_names(model.state_dict(), settings["num_res_blocks"])
+        take(model, weights, names, WHAT)
+        return cls(model).eval().requires_grad_(False)
+
+    def to_original(self) -> dict[str, Tensor]:
+        """The weights under their original names."""
+        held = self.model.state_dict()
+        names = original_names(held, self.model.config["num_res_blocks"])
+        return {names[own]: value for own, value in held.items()}
 
     def encode(self, v_BTCHW: Tensor) -> Tensor:
         """Normalised latents [B, 1 + (T - 1) / 4, C, H / 8, W / 8] of a whole clip, the mode of their distribution.
@@ -162,6 +210,34 @@ class WanAutoencoder(nn.Module):
 
     def _row(self, values_C: Tensor) -> Tensor:
         return values_C.to(self.model.dtype).view(1, 1, -1, 1, 1)
+
+
+def original_names(names: Iterable[str], res_blocks: int) -> dict[str, str]:
+    """For each name of diffusers the original one; `res_blocks` is the number of residual blocks a level has."""
+    per_level = res_blocks + 2  # the decoder has one block more than the encoder, and then its upsampler
+
+    def place(found: re.Match[str]) -> str:
+        within = res_blocks + 1 if found[2] == "upsamplers" else int(found[3])
+        return f".upsamples.{int(found[1]) * per_level + within}."
+
+    return {name: rename(_UP_BLOCK.sub(place, name), ORIGINAL) for name in names}
+
+
+def settings_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Diffusers' settings as the shapes of original weights describe them.
+
+    Raises ValueError when the names are not those of the original file.
+    """
+    needed = ("encoder.conv1.weight", "conv2.weight", "decoder.head.2.weight")
+    if lacking := [name for name in needed if name not in weights]:
+        raise ValueError(f"not the weights of {WHAT}: {lacking} missing among {len(weights)}; pass the autoencoder")
+    # Four levels of residual blocks with a shrinking layer between each two.
+    places = {name.split(".")[2] for name in weights if name.startswith("encoder.downsamples.")}
+    return {
+        "base_dim": weights["encoder.conv1.weight"].shape[0],
+        "z_dim": weights["conv2.weight"].shape[0],
+        "num_res_blocks": max(1, (len(places) - 3) // 4),
+    }
 
 
 def _check(settings: Mapping[str, Any]) -> None:

@@ -1,0 +1,199 @@
+"""A model run faster: compiled, with packed weights, or beside the main stream. Same tensors in, same tensors out.
+
+Knows: which parts of a Wan block are worth compiling, how a CPU wants its matrices laid out, what a CUDA stream of its
+own may do while the main stream goes on. Does not know: who calls, which block is made, what is measured.
+
+Nothing here changes an interface: `compile_blocks` and `pack` work in place, `aside` and `held_back` wrap.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from arvid.models.wan.transformer import CausalWan, WanBlock
+from arvid.types import Decoder, DecoderState, Reward
+
+Made = TypeVar("Made")
+
+# ---------------------------------------------------------------- compiled
+
+
+def compile_blocks(model: CausalWan, mode: str = "default") -> int:
+    """Compile, in place, what every block does with tensors of the same shapes in every pass; returns the number of
+    compiled parts. What depends on the past (its length grows until the window is full) stays as it is, so no block
+    has anything compiled anew; all layers share one graph. `mode` is torch's: `reduce-overhead` records CUDA graphs.
+    The first pass takes the time of compiling."""
+    parts: list[nn.Module] = []
+    for block in model.blocks:
+        assert isinstance(block, WanBlock)
+        parts += [block.cross_attn, block.ffn]
+    for part in parts:
+        part.compile(mode=mode, dynamic=False, fullgraph=True)
+    return len(parts)
+
+
+# ---------------------------------------------------------------- packed for a CPU
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer whose matrix is also kept in the order in which oneDNN multiplies; without that it is put in
+    order at every call. For inference only: a change of the weight is not noticed."""
+
+    def __init__(self, plain: nn.Linear) -> None:
+        with torch.device("meta"):
+            super().__init__(plain.in_features, plain.out_features, plain.bias is not None)
+        self.weight, self.bias = plain.weight, plain.bias
+        self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As in `nn.Linear`."""
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        return out
+
+
+def pack(model: nn.Module) -> int:
+    """Pack, in place, the linear layers of the blocks of a transformer that rests on a CPU in bf16; returns how many.
+    Takes as much memory again as their weights, and gives the same numbers.
+
+    Raises ValueError when the weights are elsewhere or of another type, or the CPU has no bf16 arithmetic.
+    """
+    found = {
+        name: part for name, part in model.named_modules() if type(part) is nn.Linear and name.startswith("blocks.")
+    }
+    kinds = {(part.weight.device.type, part.weight.dtype) for part in found.values()}
+    if kinds - {("cpu", torch.bfloat16)}:
+        listed = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds))
+        raise ValueError(f"linear layers are {listed}; only bf16 on a CPU is packed: move the model first")
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        raise ValueError("this CPU has no arithmetic in bf16; run the model unpacked")
+    for name, part in found.items():
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, PackedLinear(part))
+    return len(found)
+
+
+# ---------------------------------------------------------------- beside the main stream
+
+
+class Late(Tensor):
+    """A tensor whose values are still being made. Its form is known at once; whatever uses its values first lets the
+    stream it runs on wait for them, not the host. (After `AsyncCollectiveTensor` of torch, which does the same.)"""
+
+    _plain: Tensor
+    _arrive: Callable[[Tensor], None]
+
+    @staticmethod
+    def of(plain: Tensor, arrive: Callable[[Tensor], None]) -> Tensor:
+        """`plain`, for whose values `arrive` waits."""
+        late = plain.as_subclass(Late)
+        late._plain, late._arrive = plain, arrive
+        return late
+
+    def arrived(self) -> Tensor:
+        """The plain tensor; the stream of the caller waits for its values."""
+        self._arrive(self._plain)
+        return self._plain
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Questions about the form are answered at once, everything else waits."""
+        if func in FORM:
+            return func(args[0]._plain, *args[1:], **(kwargs or {}))
+        args, kwargs = tree_map_only(Late, Late.arrived, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+FORM = frozenset(
+    [
+        *(getattr(Tensor, name).__get__ for name in ("shape", "device", "dtype", "ndim", "layout", "is_cuda")),
+        Tensor.size, Tensor.dim, Tensor.numel, Tensor.element_size, Tensor.__len__,
+    ]
+)  # fmt: skip
+"""What can be asked of a tensor without its values."""
+
+
+class Lane(Protocol):
+    """Where work is done beside the main stream."""
+
+    def do(self, work: Callable[[], Made], reads: Sequence[Tensor]) -> tuple[Made, Callable[[Tensor], None]]:
+        """What `work` gives, perhaps before it is done, and what waits for a tensor of it. `reads` are the tensors of
+        the main stream that it looks at."""
+        ...
+
+
+class CudaLane:
+    """A CUDA stream of its own (see `Lane`)."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+
+    def do(self, work: Callable[[], Made], reads: Sequence[Tensor]) -> tuple[Made, Callable[[Tensor], None]]:
+        """Queue `work` behind what the main stream has been told so far."""
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            made = work()
+        for tensor in reads:
+            if tensor.is_cuda and not isinstance(tensor, Late):
+                tensor.record_stream(self._stream)
+        done = self._stream.record_event()
+
+        def arrive(tensor: Tensor) -> None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_event(done)
+            tensor.record_stream(current)
+
+        return made, arrive
+
+
+class AsideDecoder:
+    """A decoder in a lane (see `arvid.types.Decoder`): its frames are `Late`, its state never leaves the lane."""
+
+    def __init__(self, inner: Decoder, lane: Lane) -> None:
+        self.inner, self._lane = inner, lane
+
+    def decode(self, z_BTCHW: Tensor, state: DecoderState | None = None) -> tuple[Tensor, DecoderState]:
+        """Pixels of the next latents, on their way, and the state after them."""
+        (frames, after), arrive = self._lane.do(lambda: self.inner.decode(z_BTCHW, state), (z_BTCHW,))
+        return Late.of(frames, arrive), after
+
+
+class AsideReward:
+    """A scorer in a lane (see `arvid.types.Reward`): its scores are `Late`. In the decoder's lane it follows the
+    decoder."""
+
+    def __init__(self, inner: Reward, lane: Lane) -> None:
+        self.inner, self._lane = inner, lane
+
+    def score(self, v_BTCHW: Tensor, prompt: str) -> Tensor:
+        """Scores of frames, on their way."""
+        scores, arrive = self._lane.do(lambda: self.inner.score(v_BTCHW, prompt), (v_BTCHW,))
+        return Late.of(scores, arrive)
+
+
+def aside(decoder: Decoder, reward: Reward | None, device: torch.device) -> tuple[Decoder, Reward | None]:
+    """Decoder and reward in one lane of their device: the block after is begun while a block is decoded. A CPU has no
+    lanes, and there they stay as they are."""
+    if device.type != "cuda":
+        return decoder, reward
+    lane = CudaLane(device)
+    return AsideDecoder(decoder, lane), None if reward is None else AsideReward(reward, lane)
+
+
+def held_back(items: Iterable[Made], count: int = 1) -> Iterator[Made]:
+    """The items in their order, each after `count` more were asked for. So the work of the next block is queued before
+    the frames of this one are looked at; a viewer gets every block that much later."""
+    waiting: deque[Made] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting

@@ -1,0 +1,113 @@
+"""`arvid doctor`: what it says of this machine and of others, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arvid.cli import doctor
+from arvid.cli.needs import Ask
+from arvid.models.planning import GIB, Device
+
+Type = Callable[..., Any]
+
+
+def machine(*gpus: float, cpu: float = 16) -> list[Device]:
+    return [Device("cpu", "4 cores", int(cpu * GIB), int(cpu * GIB))] + [
+        Device(f"cuda:{number}", "a card", int(size * GIB), int(size * GIB)) for number, size in enumerate(gpus)
+    ]
+
+
+def test_the_shipped_family_fits_and_is_told(arvid: Type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "devices", machine)
+    result = arvid("doctor")
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert lines[:2] == ["cpu: 4 cores, 16.0 GiB, 16.0 GiB free", "no GPU"]
+    assert "embedded: 64x64, 5 s in 7 blocks, past window:frames=9, bf16" in lines
+    roles = [line.split()[0] for line in lines if line.split()[:1] and line.split()[0] in
+             {"target", "drafter", "text", "decoder", "reward"}]  # fmt: skip
+    assert roles == ["target", "drafter", "text", "decoder", "reward"]
+    assert lines[-1] == "fits: everything in one place"
+
+
+def test_the_report_holds_the_numbers(arvid: Type, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "devices", lambda: machine(80))
+    result = arvid("doctor", "--model", toy, "--seconds", 2, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.output)
+    assert list(report)[:2] == ["schema", "kind"]
+    assert report["asked"] == {
+        "model": str(toy), "drafter": None, "size": [64, 64], "seconds": 2.0, "past": "window:frames=9", "blocks": 3,
+    }  # fmt: skip
+    parts = {part["role"]: part for part in report["parts"]}
+    total = sum(part["weights"] + part["kept"] for part in parts.values())
+    most = max(part["working"] for part in parts.values())
+    assert report["ways"][0]["bytes"] == {"cuda:0": total + most}
+    assert report["ways"][0]["lacking"] == {}
+    assert (report["fits"], report["way"]) == (True, "everything in one place")
+
+
+def test_what_does_not_fit_says_what_would(arvid: Type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "devices", lambda: machine(8))
+    result = arvid("doctor", "--model", "wan-1.3b", "--seconds", 1, "--size", "832x480")
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert any(line.startswith("no  everything in one place: cuda:0 ") and "more on cuda:0" in line for line in lines)
+    assert lines[-1].startswith("does not fit. GPUs that would do, by what must be free: ")
+    assert "(text, decoder and reward on a second GPU)" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model", "wan-99b"], "unknown model 'wan-99b'; known: embedded, embedded-drafter, embedded-target"),
+        (["--size", "65x64"], "size 65x64: sides must be multiples of 16 and 16"),
+        (["--size", "0x64"], "size 0x64"),
+        (["--seconds", "0"], "0.0 seconds asked for"),
+        (["--past", "attic"], "unknown past 'attic'"),
+        (["--model", "no/such/checkpoint"], "no/such/checkpoint"),
+    ],
+)
+def test_wrong_input_ends_with_one_line_and_2(arvid: Type, words: list[str], said: str) -> None:
+    result = arvid("doctor", *words)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ") and said in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_run_is_refused_before_it_is_loaded(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = Ask(seconds=1)
+    monkeypatch.setattr(doctor, "devices", lambda: machine(1.5))
+    doctor.require(str(toy), "", "cuda", ask)
+    with pytest.raises(ValueError, match=r"cuda:1 has 0 MiB free and .* are needed \(target .*, drafter .*, text"):
+        doctor.require(str(toy), "", "cuda:1", ask)
+    monkeypatch.setattr(doctor, "devices", lambda: machine(cpu=0.5))
+    with pytest.raises(ValueError, match=r"cpu has 0\.5 GiB free and .* too much; no way to run it fits this machine"):
+        doctor.require(str(toy), "", "cpu", ask)
+
+
+def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, limit, used = tmp_path / "meminfo", tmp_path / "max", tmp_path / "current"
+    monkeypatch.setattr(doctor, "MEMINFO", told)
+    monkeypatch.setattr(doctor, "GROUPS", ((str(limit), str(used)),))
+    total, free = doctor.memory()
+    assert total == free > 0, "a system that does not say what is available"
+    told.write_text(f"MemTotal: 1 kB\nMemAvailable:   {512 * 1024} kB\n", encoding="ascii")
+    assert doctor.memory() == (total, 512 * 2**20)
+    limit.write_text(f"{2**28}\n", encoding="ascii")
+    used.write_text(f"{2**27}\n", encoding="ascii")
+    assert doctor.memory() == (2**28, 2**27)
+    limit.write_text("max\n", encoding="ascii")
+    assert doctor.memory() == (total, 512 * 2**20)
+
+
+def test_this_machine_is_described() -> None:
+    cpu, *gpus = doctor.devices()
+    assert cpu.name == "cpu" and 0 < cpu.free <= cpu.total
+    assert cpu.room < cpu.free
+    assert [gpu.name for gpu in gpus] == [f"cuda:{number}" for number in range(len(gpus))]
