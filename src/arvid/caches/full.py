@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from arvid.caches.policy import Policy
+
 
 @dataclass(frozen=True)
-class Full:
+class Full(Policy):
     """Every committed frame."""
 
     def visible(self, committed: tuple[int, ...], start: int) -> tuple[int, ...]:

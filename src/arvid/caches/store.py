@@ -1,122 +1,166 @@
 """The past: what was committed, and which of it a block may read.
 
-Knows: keys (unrotated) and values per frame, a policy that names the visible frames, snapshots, bytes.
-Does not know: how keys are made or rotated, noise levels, what a block looks like.
+Knows: pieces of keys (unrotated) and values, the policy and the positions it asks, snapshots, bytes. Does not know: how
+keys are made, noise levels, what a policy does with a piece (`arvid.caches.policy` has the border between the two).
 
-Every commit is an immutable entry per frame, so a snapshot is a tuple of references and costs no copy. A policy is a
-promise in frames: `visible(committed, start)` names what a block that begins at `start` may read. It must be
-forgetful in one direction only: what a block may not read, no later block may read.
+Reading changes nothing: a view holds its pieces, and only `commit` forgets. So a snapshot is a tuple of references, the
+passes of a walk may be repeated, and a block that is thrown away leaves no trace.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import replace
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from arvid.types import Memory, Rotate, Span
+from arvid.caches.pieces import Held, Piece, Pieces, Slab, layout, taken
+from arvid.caches.policy import Moment, Policy, Told
+from arvid.caches.positions import Absolute
+from arvid.caches.view import StoreView
+from arvid.types import Memory, Positions, Span
 
-Frames = dict[int, Memory]
-"""Memory of single frames by frame index, in order of commit; entries are never changed in place."""
+__all__ = ["Frames", "Policy", "Store", "StoreView"]
 
-
-class Policy(Protocol):
-    """Which committed frames a block may read."""
-
-    def visible(self, committed: tuple[int, ...], start: int) -> tuple[int, ...]:
-        """Of `committed` frames before `start`, those on view for the block that begins there, in order."""
-        ...
-
-
-class StoreView:
-    """A view of some frames of the past (see `arvid.types.View`)."""
-
-    def __init__(self, frames: Frames, rules: tuple[tuple[int, frozenset[int]], ...]) -> None:
-        self._entries = frames
-        self._rules = rules
-        self._read: dict[int, tuple[Tensor, Tensor]] = {}
-
-    @property
-    def frames(self) -> tuple[int, ...]:
-        """Indices of the frames on view."""
-        return tuple(self._entries)
-
-    def read(self, layer: int, rotate: Rotate) -> tuple[Tensor, Tensor] | None:
-        """Rotated keys and values [B, L, H, D] of a layer; gathered and rotated at the first pass of a block only."""
-        if not self._entries:
-            return None
-        if layer not in self._read:
-            keys = torch.cat([memory[layer][0] for memory in self._entries.values()], 1)
-            values = torch.cat([memory[layer][1] for memory in self._entries.values()], 1)
-            self._read[layer] = (rotate(keys, self.frames), values)
-        return self._read[layer]
-
-    def mask(self, frames: tuple[int, ...]) -> Tensor | None:
-        """None for a single block (it sees all that is on view and itself); else which frame sees which."""
-        if len(self._rules) == 1:
-            return None
-        keys = self.frames + frames
-        starts = [start for start, _ in self._rules]
-        rows = []
-        for frame in frames:
-            block = max(i for i, start in enumerate(starts) if start <= frame)
-            end = starts[block + 1] if block + 1 < len(starts) else frames[-1] + 1
-            seen = self._rules[block][1]
-            rows.append([key in seen or starts[block] <= key < end for key in keys])
-        return torch.tensor(rows)
+Frames = dict[int, tuple[Any, ...]]
+"""A snapshot: plain data and tensors of the pieces (see `Held`) by the first frame each stands for, in order."""
+LARGEST_SLAB = 64
+"""Room in frames that is reserved at once; a past without bounds gets one slab after the other."""
+CUT_GAP = 42
+"""Frames between past and present in the first block after a cut (Infinity-RoPE, 2511.20649: 45 instead of 3)."""
 
 
 class Store:
-    """One model's past under a policy (see `arvid.types.Past`). `block` is the number of frames of a block."""
+    """One model's past under a policy (see `arvid.types.Past`). `block` is the number of frames of a block, `positions`
+    says where frames stand in time when a block reads them."""
 
-    def __init__(self, policy: Policy, block: int) -> None:
-        self._policy = policy
-        self._block = block
-        self._frames: Frames = {}
+    def __init__(self, policy: Policy, block: int, positions: Positions | None = None) -> None:
+        self._policy, self._block = policy, block
+        self._positions = Absolute() if positions is None else positions
+        self._frames: dict[int, Piece] = {}
+        self._slabs: list[Slab] = []
+        self._told: Told | None = None
+        self._cuts: dict[int, float] = {}
+        self._about: dict[int, tuple[str, ...]] = {}
+
+    # ------------------------------------------------------------ reading
 
     def view(self, span: Span) -> StoreView:
-        """What the frames of `span` may read."""
-        known = tuple(frame for frame in self._frames if frame < span.start)
+        """What the frames of `span` may read. Of a span of several blocks, each sees what it would see alone, if the
+        policy speaks of whole frames; else all see what the first one sees, and the blocks before them."""
+        known = tuple(piece for piece in self._frames.values() if piece.frames[-1] < span.start)
+        frames = tuple(frame for piece in known for frame in piece.frames)
         rules = []
         for start in range(span.start, span.stop, self._block):
-            committed = known + tuple(range(span.start, start))
+            committed = frames + tuple(range(span.start, start))
             rules.append((start, frozenset(self._policy.visible(committed, start))))
-        seen = frozenset().union(*(frames for _, frames in rules))
-        return StoreView({f: m for f, m in self._frames.items() if f < span.start and f in seen}, tuple(rules))
+        seen = frozenset().union(*(allowed for _, allowed in rules))
+        past = tuple(piece for piece in known if seen.issuperset(piece.frames))
+        self._told = Told(span)
+        moment, gap = self._moment(span.start), self._cuts.get(span.start, 0.0)
+        return StoreView(past, tuple(rules), self._policy, self._positions, moment, self._told, gap)
+
+    def _moment(self, start: int, grid: tuple[int, int] = (0, 0), newest: int = 0) -> Moment:
+        heard = [about for first, about in self._about.items() if first <= start]
+        return Moment(start, grid, heard[-1] if heard else (), newest)
+
+    # ------------------------------------------------------------ writing
 
     def commit(self, span: Span, memory: Memory) -> None:
         """Remember the frames of `span` and forget what no later block may read. What was committed after
-        `span.start` goes: it was made on a past that no longer holds. Keys and values are copied, so that a frame on
-        hold does not keep the tensors of a whole pass alive.
+        `span.start` goes, a merged piece as a whole: it was made on a past that no longer holds. Keys and values are
+        copied, so that a frame on hold does not keep the tensors of a whole pass alive.
 
         Raises ValueError when the tokens do not divide by the frames of the span.
         """
         tokens = memory[0][0].shape[1]
         if tokens % len(span):
             raise ValueError(f"{tokens} tokens do not divide into the {len(span)} frames of {span}; pass whole frames")
-        each = tokens // len(span)
-        frames = {frame: entry for frame, entry in self._frames.items() if frame < span.start}
-        for place, frame in enumerate(range(span.start, span.stop)):
-            part = slice(place * each, (place + 1) * each)
-            frames[frame] = tuple((k[:, part].clone(), v[:, part].clone()) for k, v in memory)
-        kept = frozenset(self._policy.visible(tuple(frames), span.stop))
-        self._frames = {frame: entry for frame, entry in frames.items() if frame in kept}
+        told = self._told if self._told is not None and self._told.span == span else Told(span)
+        self._settle(self._kept(span, memory, told))
+
+    def _kept(self, span: Span, memory: Memory, told: Told) -> Pieces:
+        """The past with `span`, as the policy keeps it block by block."""
+        each = memory[0][0].shape[1] // len(span)
+        past = tuple(piece for piece in self._frames.values() if piece.frames[-1] < span.start)
+        for start in range(span.start, span.stop, self._block):
+            stop = min(start + self._block, span.stop)
+            for place in range(start - span.start, stop - span.start):
+                part = slice(place * each, (place + 1) * each)
+                frame = tuple((k[:, part], v[:, part]) for k, v in memory)
+                notes, about = self._policy.note(frame, told, place), self._moment(start).about
+                past += (Piece((span.start + place,), frame, span.start + place, notes=notes, about=about),)
+            past = self._policy.keep(past, self._moment(stop, told.grid, start))
+        return past
+
+    def _settle(self, past: Pieces) -> None:
+        """Take over the pieces of a commit. What is new gets room of its own, and whole frames come last: room that
+        was given back is written over only when nothing is read from it any more."""
+        self._frames = {piece.frames[0]: piece for piece in past}
+        for first, piece in self._frames.items():
+            if piece.slot is None and not self._fits(piece):
+                self._frames[first] = replace(piece, pairs=tuple((_owned(k), _owned(v)) for k, v in piece))
+        for first, piece in self._frames.items():
+            if piece.slot is None and self._fits(piece):
+                pairs, slot = self._slab(piece.pairs).put(piece.pairs)
+                self._frames[first] = replace(piece, pairs=pairs, slot=slot)
+
+    @staticmethod
+    def _fits(piece: Piece) -> bool:
+        """Whether a piece may lie in a slab, which gradients cannot flow through."""
+        return piece.plain and not any(k.requires_grad or v.requires_grad for k, v in piece)
+
+    def _slab(self, frame: Memory) -> Slab:
+        """A slab with room for one more frame of this layout."""
+        self._slabs = [slab for slab in self._slabs if slab.layout == layout(frame)]
+        for slab in self._slabs:
+            if slab.free:
+                return slab
+        known = self._policy.room
+        reserved = sum(slab.room for slab in self._slabs)
+        room = known if not reserved and 0 < known <= LARGEST_SLAB else min(LARGEST_SLAB, max(self._block, reserved))
+        self._slabs.append(Slab(frame, room))
+        return self._slabs[-1]
+
+    # ------------------------------------------------------------ steering
+
+    def hear(self, start: int, about: tuple[str, ...]) -> None:
+        """What the blocks from `start` on are to show, by name: a policy that keeps identities needs it."""
+        self._about = {first: names for first, names in self._about.items() if first < start}
+        if not self._about or list(self._about.values())[-1] != about:
+            self._about[start] = about
+
+    def cut(self, start: int, gap: float = CUT_GAP) -> None:
+        """The block at `start` opens a new scene: for this block alone the past stands `gap` frames further back."""
+        self._cuts = {start: gap}
+
+    def keep(self, frames: frozenset[int]) -> None:
+        """Forget all frames but these, at once and without a pass; a piece goes unless it stands for these alone."""
+        self._frames = {first: piece for first, piece in self._frames.items() if frames.issuperset(piece.frames)}
+
+    # ------------------------------------------------------------ holding
 
     def snapshot(self) -> Frames:
-        """The entries as they stand."""
-        return dict(self._frames)
+        """The pieces as they stand, as plain data and tensors; nothing is copied."""
+        return {first: Held.of(piece) for first, piece in self._frames.items()}
 
     def restore(self, snapshot: Frames) -> None:
-        """Go back to a snapshot."""
-        self._frames = dict(snapshot)
+        """Go back to a snapshot, or to the plain data of one."""
+        self._frames = {first: taken(first, held) for first, held in snapshot.items()}
+        self._told = None
 
     @property
     def bytes(self) -> int:
         """Bytes of the keys and values on hold."""
-        return sum(
-            tensor.numel() * tensor.element_size()
-            for memory in self._frames.values()
-            for pair in memory
-            for tensor in pair
-        )
+        return sum(piece.bytes for piece in self._frames.values())
+
+    @property
+    def reserved(self) -> int:
+        """Bytes of the room that was made, in use or not, and of pieces outside of it."""
+        outside = sum(piece.bytes for piece in self._frames.values() if piece.slot is None)
+        return outside + sum(slab.bytes for slab in self._slabs)
+
+
+def _owned(x: Tensor) -> Tensor:
+    """The tensor in memory of its own; gradients flow through."""
+    return x if x.untyped_storage().nbytes() == x.numel() * x.element_size() and not x.requires_grad else x.clone()

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from arvid.caches.policy import Policy
+
 
 @dataclass(frozen=True)
-class Window:
+class Window(Policy):
     """The last `frames` latent frames before a block, and the first `sink` frames of the video (StreamingLLM,
     2309.17453; LongLive). The block itself is not counted."""
 
@@ -19,6 +21,11 @@ class Window:
     def __post_init__(self) -> None:
         if self.frames < 1 or self.sink < 0:
             raise ValueError(f"window of {self.frames} frames with sink {self.sink}; needs frames >= 1 and sink >= 0")
+
+    @property
+    def room(self) -> int:
+        """Window and sink."""
+        return self.frames + self.sink
 
     def visible(self, committed: tuple[int, ...], start: int) -> tuple[int, ...]:
         """Frames in [start - frames, start) and below `sink`."""

@@ -1,16 +1,21 @@
 """Rotary positions on three axes (frame, row, column), as Wan has them.
 
-Knows: how angles follow from positions, how pairs of channels turn. Does not know: what is cached or when.
+Knows: how angles follow from positions, how pairs of channels turn. Does not know: what is cached or when, nor where in
+time a frame stands (`arvid.caches.positions` says that).
 The channels of a head are pairs (0,1), (2,3), ...; the first pairs turn with the frame, then rows, then columns
-(RoFormer, 2104.09864; axis split of Wan 2.1: 22/21/21 pairs at head size 128).
+(RoFormer, 2104.09864; axis split of Wan 2.1: 22/21/21 pairs at head size 128). Slower turning in time by frequency is
+after FLEX (2602.14027), whose formula is not published: the ramp here is that of NTK-by-parts and YaRN (2309.00071).
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from arvid.types import Stretch
 
 THETA = 10000.0
 CPU = torch.device("cpu")
@@ -24,23 +29,52 @@ def axis_pairs(head_size: int) -> tuple[int, int, int]:
     return head_size // 2 - 2 * side, side, side
 
 
+def turning_rates(pairs: int, stretch: Stretch | None = None) -> Tensor:
+    """Radians per position of each channel pair [pairs], float64, falling from 1. With a stretch, a pair that turns
+    `t` times in the trained frames keeps the share g = clip((t - low) / (high - low), 0, 1) of its rate and has the
+    rest divided by the scale."""
+    rate = THETA ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+    if stretch is None:
+        return rate
+    turns = stretch.trained * rate / (2 * math.pi)
+    kept = ((turns - stretch.low) / (stretch.high - stretch.low)).clamp(0, 1)
+    return kept * rate + (1 - kept) * rate / stretch.scale
+
+
 @lru_cache(maxsize=KEPT)
 @torch.inference_mode(False)
-def angles(frames: tuple[int, ...], rows: int, columns: int, head_size: int, device: torch.device = CPU) -> Tensor:
+def angles(
+    frames: tuple[float, ...],
+    rows: int,
+    columns: int,
+    head_size: int,
+    device: torch.device = CPU,
+    stretch: Stretch | None = None,
+) -> Tensor:
     """Unit complex numbers [L, head_size / 2] of the tokens of `frames`, row by row; L = len(frames)*rows*columns.
     Computed in float64 once per set of positions and kept as complex64; made outside inference mode, because a training
-    step may meet what an evaluation made."""
+    step may meet what an evaluation made. A `stretch` holds on the axis of time alone."""
     parts = []
     for axis, (pairs, positions) in enumerate(
         zip(axis_pairs(head_size), (frames, tuple(range(rows)), tuple(range(columns))), strict=True)
     ):
-        rate = THETA ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+        rate = turning_rates(pairs, stretch if axis == 0 else None)
         angle = torch.tensor(positions, dtype=torch.float64)[:, None] * rate
         shape = [1, 1, 1, pairs]
         shape[axis] = len(positions)
         parts.append(angle.view(shape).expand(len(frames), rows, columns, pairs))
     whole = torch.cat(parts, -1).flatten(0, 2)
     return torch.polar(torch.ones_like(whole), whole).to(torch.complex64).to(device)
+
+
+def angles_at(places_L3: Tensor, head_size: int, stretch: Stretch | None = None) -> Tensor:
+    """Unit complex numbers [L, head_size / 2] of single tokens at their (time, row, column), whole or not."""
+    parts = [
+        places_L3[:, axis, None].double() * turning_rates(pairs, stretch if axis == 0 else None).to(places_L3.device)
+        for axis, pairs in enumerate(axis_pairs(head_size))
+    ]
+    whole = torch.cat(parts, -1)
+    return torch.polar(torch.ones_like(whole), whole).to(torch.complex64)
 
 
 def rotate(x_BLHD: Tensor, angles_LE: Tensor) -> Tensor:
