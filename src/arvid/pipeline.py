@@ -1,45 +1,59 @@
 """Assembly and the Python face: a family and a request in, blocks out as they are decided.
 
 Knows: which parts make a rollout and how they are put together. Does not know: argv, jobs, sockets, files of video.
-CLI, server and benchmarks assemble nothing themselves: they call `Pipeline.stream` or `Pipeline.generate`.
+CLI, server and benchmarks assemble nothing themselves: they call `Pipeline.session`, `Pipeline.stream` or
+`Pipeline.generate`, each of which is a consumer of the one before.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from arvid import spec
-from arvid.caches.policies import POLICIES
-from arvid.caches.store import Store
+from arvid.caches.policies import POLICIES, remember
+from arvid.caches.positions import POSITIONS
 from arvid.models.family import Card, load_autoencoder, load_transformer, read_card
 from arvid.models.tae import SPACE_STRIDE, TIME_STRIDE
 from arvid.models.text import TextEncoder
+from arvid.models.wan.transformer import CausalWan
 from arvid.rewards.frame import FrameReward
 from arvid.rollout.flow import FlowWalker
-from arvid.rollout.loop import rollout
-from arvid.rollout.routers import ROUTERS, Cascade, Quantile, RewardRouter, Routing, Spec, Target
+from arvid.rollout.guard import GUARDS, Guard, Off
+from arvid.rollout.judging import Routing
+from arvid.rollout.reach import Reach
+from arvid.rollout.routers import ROUTERS, Draft, Target
+from arvid.rollout.session import KEPT, Crew, JudgeOf, Session, Wire
+from arvid.rollout.specs import FRAME, Spec
 from arvid.rollout.speculate import Speculator
 from arvid.rollout.stage import Clock, Stage
+from arvid.rollout.state import Snapshot
+from arvid.rollout.steered import Hands, Steered
+from arvid.rollout.timeline import Change, Director, Entry, place
 from arvid.samplers.grids import few_step
 from arvid.samplers.noise import SeededNoise
-from arvid.samplers.plans import sequential
+from arvid.samplers.plans import sequential, validate
 from arvid.samplers.steps import STEPS
-from arvid.types import Block, Condition, Decoder, Denoiser, Listener, Plan, Reward, Span
+from arvid.types import Block, BlockReward, Decoder, Denoiser, Listener, Plan, Reward
 
 EMBEDDED = Path(__file__).parent / "weights" / "embedded"
 """The family that ships with the package."""
+POSITIONS_AS_TRAINED = "absolute"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for: a prompt, its length, a seed, and how to make it. `router` and `past` are spec strings (empty:
-    the family's own); `size` is (width, height) in pixels (None: the family's own)."""
+    """What is asked for: a prompt, how many seconds are made, a seed, and how to make them. `router`, `past`,
+    `positions` and `guard` are spec strings (empty: the family's own, as in training, none); `size` is (width, height)
+    in pixels (None: the family's own); `timeline` says what the video shows later, and what it begins with where
+    `prompt` is empty."""
 
     prompt: str
     seconds: float = 5.0
@@ -47,11 +61,30 @@ class Request:
     router: str = ""
     past: str = ""
     size: tuple[int, int] | None = None
+    timeline: tuple[Entry, ...] = ()
+    guard: str = ""
+    positions: str = ""
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Request:
+        """The request that `asdict` made plain."""
+        size = None if plain["size"] is None else (int(plain["size"][0]), int(plain["size"][1]))
+        return cls(**{**plain, "size": size, "timeline": tuple(Entry(**entry) for entry in plain["timeline"])})
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """The other half of an autoencoder."""
+
+    def encode(self, v_BTCHW: Tensor) -> Tensor:
+        """Latents of a clip of 1 + 4 n frames in [-1, 1]."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """The parts of a pair that work together, and their card."""
+    """The parts of a pair that work together, and their card. `judges` score whole blocks, by the name that a router
+    gives them."""
 
     card: Card
     target: Denoiser
@@ -60,6 +93,7 @@ class Family:
     text: TextEncoder
     reward: Reward | None
     device: torch.device
+    judges: Mapping[str, BlockReward] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,17 +104,6 @@ class Result:
     latents_BTCHW: Tensor
     blocks: tuple[Block, ...]
     seconds: float
-
-
-class Constant:
-    """One prompt from the first block to the last (see `arvid.types.Conditioner`)."""
-
-    def __init__(self, condition: Condition) -> None:
-        self._condition = condition
-
-    def at(self, span: Span) -> Condition:
-        """The same condition everywhere."""
-        return self._condition
 
 
 def load(directory: Path = EMBEDDED, device: str = "cpu") -> Family:
@@ -106,59 +129,149 @@ class Pipeline:
         """The family that ships with the package."""
         return cls(load(EMBEDDED, device))
 
-    def check(self, request: Request) -> tuple[Spec, Plan]:
-        """The router and the plan of a request. Raises ValueError naming what cannot be done and what can."""
+    def check(self, request: Request, given: int = 0) -> tuple[Spec, Plan]:
+        """The router and the plan of a request, behind `given` latent frames. Raises ValueError naming what cannot be
+        done and what can."""
         card = self.family.card
-        if not request.prompt.strip():
-            raise ValueError("the prompt is empty; say what the video shows")
         if request.size is not None and request.size != card.size:
             raise ValueError(
                 f"size {request.size[0]}x{request.size[1]} asked for; {card.name} makes {card.size[0]}x{card.size[1]}"
             )
         if not 0 < request.seconds <= 86400:
             raise ValueError(f"{request.seconds} seconds asked for; give more than 0 and at most 86400 (a day)")
-        router = spec.build(request.router or card.router, ROUTERS, "router")
         spec.build(request.past or card.past, POLICIES, "past")
-        name = request.router or card.router
-        if self.family.drafter is None and not isinstance(router, Target):
-            raise ValueError(f"router {name!r} needs a drafter, {card.name} has none; use target")
-        if self.family.reward is None and isinstance(router, (RewardRouter, Quantile, Cascade)):
-            raise ValueError(
-                f"router {name!r} scores frames, but {card.name} has no reward model; use target, first, stride:k= or "
-                "refine:levels="
-            )
+        spec.build(request.positions or POSITIONS_AS_TRAINED, POSITIONS, "positions")
+        spec.build(request.guard or "off", GUARDS, "guard")
+        router = self._router(request)
         sigmas = few_step(router.steps or card.steps)
         first = few_step(router.first_steps) if router.first_steps else None
-        return router, sequential(self.latent_frames(request.seconds), card.block, sigmas, first)
+        plan = sequential(self.latent_frames(request.seconds, given), card.block, sigmas, first)
+        if given:
+            known = sequential(given, card.block, sigmas)
+            plan = known + tuple(
+                replace(
+                    move,
+                    index=move.index + len(known),
+                    span=replace(move.span, start=move.span.start + given, stop=move.span.stop + given),
+                )
+                for move in plan
+            )
+            validate(plan)
+        self.changes(request, plan, given)
+        return router, plan
 
-    def latent_frames(self, seconds: float) -> int:
-        """Latent frames that cover `seconds`: the first stands for one pixel frame, each later one for four."""
-        return max(1, round(seconds * self.family.card.fps / TIME_STRIDE) + 1)
+    def _router(self, request: Request) -> Spec:
+        """Raises ValueError when the family lacks what a router uses."""
+        family, name = self.family, request.router or self.family.card.router
+        router = spec.build(name, ROUTERS, "router")
+        if family.drafter is None and not isinstance(router, Target):
+            raise ValueError(f"router {name!r} needs a drafter, {family.card.name} has none; use target")
+        if router.asks == FRAME and family.reward is None:
+            raise ValueError(
+                f"router {name!r} scores frames, but {family.card.name} has no reward model; use target, first, "
+                "stride:k= or refine:levels="
+            )
+        if router.asks not in ("", FRAME, *family.judges):
+            known = ", ".join(sorted(family.judges)) or "none"
+            raise ValueError(f"router {name!r} asks the judge {router.asks!r}; {family.card.name} has {known}")
+        return router
 
-    @torch.inference_mode()
-    def stream(self, request: Request, listeners: tuple[Listener, ...] = ()) -> Iterator[Block]:
-        """Blocks of a video, each as soon as it is decided. Raises ValueError before the first block when the request
-        cannot be met."""
-        router, plan = self.check(request)
-        family, clock = self.family, Clock()
-        width, height = family.card.size
-        shape = (1, self._channels, height // SPACE_STRIDE, width // SPACE_STRIDE)
-        target = self._walker("target", family.target, request, clock)
-        drafter = self._walker("drafter", family.drafter, request, clock) if family.drafter else None
-        proposer = Speculator(router, target, drafter, shape, clock, request.seed)
-        condition = Condition(request.prompt, family.text.encode([request.prompt]).to(family.device))
-        stage = Stage(family.decoder, clock, listeners)
-        judge = Routing(router, family.reward, clock)
-        yield from rollout(plan, proposer, judge, Constant(condition), SeededNoise(request.seed), stage)
+    def changes(self, request: Request, plan: Plan, given: int = 0) -> tuple[Change, ...]:
+        """Where in a plan the prompts of a request begin. Raises ValueError for a timeline that does not fit."""
+        behind = _frames(given)
+        seconds = [(_frames(move.span.start) - behind) / self.family.card.fps for move in plan]
+        return place(request.timeline, request.prompt, plan, seconds, request.seconds)
+
+    def latent_frames(self, seconds: float, given: int = 0) -> int:
+        """Latent frames to be made for `seconds`: the first of a video stands for one pixel frame, each later one for
+        four."""
+        return max(1, round(seconds * self.family.card.fps / TIME_STRIDE) + (0 if given else 1))
 
     @property
-    def _channels(self) -> int:
-        return int(self.family.card.parts["target"].get("in_dim", 16))
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a latent frame."""
+        width, height = self.family.card.size
+        return int(self.family.card.parts["target"].get("in_dim", 16)), height // SPACE_STRIDE, width // SPACE_STRIDE
+
+    @torch.inference_mode()
+    def encode(self, frames_THWC: np.ndarray) -> Tensor:
+        """Latents z_BTCHW of the end of a clip (uint8), as much of it as the family was trained on: what a video may
+        begin with. Raises ValueError for frames of another size and a family that cannot encode."""
+        family, (width, height) = self.family, self.family.card.size
+        if not isinstance(family.decoder, Encoder):
+            raise ValueError(
+                f"{family.card.name} has a decoder and no encoder; it cannot begin with an image or a clip"
+            )
+        if frames_THWC.ndim != 4 or frames_THWC.shape[1:] != (height, width, 3) or not len(frames_THWC):
+            raise ValueError(f"frames {list(frames_THWC.shape)}; expected [T, {height}, {width}, 3], at least one")
+        steps = min((len(frames_THWC) - 1) // TIME_STRIDE, family.card.trained_frames - 1)
+        clip = torch.tensor(frames_THWC[-1 - TIME_STRIDE * steps :], device=family.device)
+        return family.decoder.encode((clip.movedim(-1, 1).float() / 127.5 - 1)[None]).float()
+
+    @torch.inference_mode()
+    def session(
+        self, request: Request, listeners: tuple[Listener, ...] = (), given: Tensor | None = None, keep: int = KEPT
+    ) -> Session:
+        """A video in the making, block by block and open to directions. It begins with the latents `given` (see
+        `encode`), whose blocks are the first to come, and `keep` blocks can be taken back at once.
+
+        Raises ValueError when the request cannot be met.
+        """
+        family, clock, wire, card = self.family, Clock(), Wire(listeners), self.family.card
+        if given is not None and (given.shape[0] != 1 or tuple(given.shape[2:]) != self.latent_shape):
+            raise ValueError(f"given latents {list(given.shape)}; expected [1, T, {str(self.latent_shape)[1:-1]}]")
+        frames = 0 if given is None else given.shape[1]
+        router, plan = self.check(request, frames)
+        director = Director(self.changes(request, plan, frames), self._embedded, card.block)
+        hands = self._hands(request, router, clock)
+        steered = Steered(hands, director, card.trained_frames, given, wire.on)
+        judge: JudgeOf = Routing(router, family.reward, clock, family.judges)
+        limits = spec.build(request.guard or "off", GUARDS, "guard")
+        if not isinstance(limits, Off):
+            judge = Guard(judge, limits, steered.order, wire.on, clock)
+        crew = Crew(steered, judge, director, Stage(family.decoder, clock, (wire,)), SeededNoise, wire)
+        return Session(plan, crew, request.seed, {**asdict(request), "model": card.name}, keep)
+
+    def resume(self, snapshot: Snapshot, listeners: tuple[Listener, ...] = (), keep: int = KEPT) -> Session:
+        """A session that goes on from a snapshot of another, bit for bit as that one would. Raises ValueError for a
+        snapshot of another family."""
+        asked = dict(snapshot.request)
+        if (model := asked.pop("model")) != self.family.card.name:
+            raise ValueError(f"a state of the family {model}, this one is {self.family.card.name}; use that one")
+        session = self.session(Request.of(asked), listeners, snapshot.given, keep)
+        session.restore(snapshot)
+        return session
+
+    def stream(
+        self, request: Request, listeners: tuple[Listener, ...] = (), given: Tensor | None = None
+    ) -> Iterator[Block]:
+        """Blocks of a video, each as soon as it is decided. Raises ValueError before the first block when the request
+        cannot be met."""
+        yield from self.session(request, listeners, given, keep=1)
+
+    def _embedded(self, prompt: str) -> Tensor:
+        return self.family.text.encode([prompt]).to(self.family.device)
+
+    def _hands(self, request: Request, router: Spec, clock: Clock) -> Hands:
+        """Target, drafter and speculation between them. A router that never asks the target is never overruled."""
+        family, shape = self.family, (1, *self.latent_shape)
+        target = self._walker("target", family.target, request, clock)
+        drafter = self._walker("drafter", family.drafter, request, clock) if family.drafter else None
+        routed = Speculator(router, target, drafter, shape, clock, request.seed)
+        always = Target(commit=router.commit, level=router.commit_level)
+        alone = routed if isinstance(router, Draft) else Speculator(always, target, drafter, shape, clock, request.seed)
+        return Hands(routed, alone, (target, *([drafter] if drafter else [])), router.commit_level)
 
     def _walker(self, name: str, denoiser: Denoiser, request: Request, clock: Clock) -> FlowWalker:
         card = self.family.card
-        past = Store(spec.build(request.past or card.past, POLICIES, "past"), card.block)
-        return FlowWalker(name, denoiser, past, STEPS[card.step], clock)
+        policy = spec.build(request.past or card.past, POLICIES, "past")
+        positions = spec.build(request.positions or POSITIONS_AS_TRAINED, POSITIONS, "positions")
+        past = remember(policy, card.block, positions)
+        layers = denoiser.config.num_layers if isinstance(denoiser, CausalWan) else 0
+        reach = Reach(policy, layers) if layers and policy.whole else None
+        # On a GPU a pass of a large model is bound by its arithmetic, and a mask costs it the fastest attention.
+        riding = self.family.device.type == "cpu"
+        return FlowWalker(name, denoiser, past, STEPS[card.step], clock, reach, riding)
 
     def generate(self, request: Request, listeners: tuple[Listener, ...] = ()) -> Result:
         """A whole video: the stream, consumed."""
@@ -184,6 +297,12 @@ def describe(block: Block) -> dict[str, object]:
 
 
 def described(request: Request, card: Card) -> dict[str, object]:
-    """A request and the card's defaults as plain data for reports."""
-    return {**asdict(request), "router": request.router or card.router, "past": request.past or card.past,
+    """A request and the card's defaults as plain data for reports; timeline, guard and positions where asked for."""
+    told = {**asdict(request), "router": request.router or card.router, "past": request.past or card.past,
             "size": list(request.size or card.size), "model": card.name}  # fmt: skip
+    return {name: value for name, value in told.items() if value or name not in ("timeline", "guard", "positions")}
+
+
+def _frames(latent_frames: int) -> int:
+    """Pixel frames that the first latent frames of a video stand for."""
+    return 1 + TIME_STRIDE * (latent_frames - 1) if latent_frames else 0

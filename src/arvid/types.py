@@ -164,6 +164,11 @@ class Places:
 class Positions(Protocol):
     """Answers where frames stand in time. Keys are stored unrotated, so every block may answer anew."""
 
+    @property
+    def fixed(self) -> bool:
+        """Whether a frame stands at the same place whatever reads it and whatever stands beside it."""
+        ...
+
     def place(self, past: tuple[tuple[float, float], ...], own: tuple[int, ...]) -> Places:
         """`past` holds the (first frame, length in frames) of every piece on view, in order of time, `own` the frames
         of the pass. Where a block stands may not depend on which pieces are chosen."""
@@ -209,6 +214,11 @@ class Past(Protocol):
     @property
     def bytes(self) -> int:
         """Bytes held by keys and values."""
+        ...
+
+    @property
+    def joint(self) -> bool:
+        """Whether several blocks in one pass read exactly what each would read alone."""
         ...
 
 

@@ -117,6 +117,11 @@ class LevelStore:
             self._stores[level].restore(held)
 
     @property
+    def joint(self) -> bool:
+        """Never: a pass has one level, and each level a past of its own."""
+        return False
+
+    @property
     def bytes(self) -> int:
         """Of all levels."""
         return sum(store.bytes for store in self._stores.values())

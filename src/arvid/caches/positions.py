@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from arvid.types import Places, Positions, Stretch
 
@@ -30,6 +31,8 @@ def closed_up(past: Extents, start: float) -> tuple[float, ...]:
 class Absolute:
     """Every frame at its own index, as in training."""
 
+    fixed: ClassVar[bool] = True
+
     def place(self, past: Extents, own: tuple[int, ...]) -> Places:
         """First frames as they are."""
         return Places(tuple(start for start, _ in past), own)
@@ -39,6 +42,8 @@ class Absolute:
 class Rephased:
     """The block at its own index, the past closed up behind it: gaps of dropped frames vanish, a packed piece keeps its
     length (Deep Forcing, 2512.05081, for its sink; PackForcing, 2603.25730, for every piece)."""
+
+    fixed: ClassVar[bool] = False
 
     def place(self, past: Extents, own: tuple[int, ...]) -> Places:
         """Closed up before the first frame of the pass."""
@@ -51,6 +56,7 @@ class Relative:
     to the end of that range and stays there, the past is closed up behind it, and what would fall below 0 stands at
     0."""
 
+    fixed: ClassVar[bool] = False
     limit: int = 21
 
     def __post_init__(self) -> None:
@@ -71,6 +77,7 @@ class Flex:
     published): indices as in training, but where the past on view reaches back further than the `trained` frames, slow
     channels turn slower by that ratio and fast ones as ever. `low` and `high` are turns within the trained frames."""
 
+    fixed: ClassVar[bool] = False
     trained: int = 21
     low: float = 1.0
     high: float = 4.0
@@ -95,6 +102,7 @@ class Decay:
     """Indices as in training, and `slope` taken off the logits per frame of distance (FlexRoPE of FAR, 2503.19325, as
     its code has it; one slope for all heads)."""
 
+    fixed: ClassVar[bool] = True
     slope: float = 0.05
 
     def __post_init__(self) -> None:
@@ -111,6 +119,7 @@ class Cyclic:
     """Indices modulo `period` (Ca2-VDM, 2411.16375: 33): positions stay in range, at the price that the past stands
     after the block around each turn. Past and block together may have at most `period` frames to keep them apart."""
 
+    fixed: ClassVar[bool] = False
     period: int = 33
 
     def __post_init__(self) -> None:

@@ -155,6 +155,12 @@ class Store:
         return sum(piece.bytes for piece in self._frames.values())
 
     @property
+    def joint(self) -> bool:
+        """Whether several blocks in one pass read exactly what each would read alone: whole frames at fixed places,
+        and no cut."""
+        return self._policy.whole and self._positions.fixed and all(start < 0 for start in self._cuts)
+
+    @property
     def reserved(self) -> int:
         """Bytes of the room that was made, in use or not, and of pieces outside of it."""
         outside = sum(piece.bytes for piece in self._frames.values() if piece.slot is None)
