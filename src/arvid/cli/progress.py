@@ -19,7 +19,7 @@ Row = dict[str, Any]
 SHOWN = 18
 """Blocks that a live table shows at once; older ones leave at the top."""
 COLOURS = {
-    "target": "blue", "drafted": "green", "accepted": "green", "refined": "yellow", "repaired": "magenta",
+    "target": "blue", "drafted": "green", "accepted": "green", "verified": "green", "refined": "yellow", "repaired": "magenta",
     "redone": "red",
 }  # fmt: skip
 

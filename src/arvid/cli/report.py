@@ -39,7 +39,8 @@ def world_of(card: Card) -> str | None:
 
 def outcome(row: Row) -> str:
     """What became of a block: `accepted` (a draft that was judged), `drafted` (a draft nobody judged), `redone` (the
-    target made it again), `refined`, `repaired`, or `target` (no draft was made)."""
+    target made it again), `verified` (a draft the target looked at and let pass), `refined`, `repaired`, or `target`
+    (no draft was made)."""
     if row["source"] == "draft":
         return "drafted" if row["score"] is None else "accepted"
     if row["source"] == "target":
@@ -88,8 +89,8 @@ class Recorder:
         """Sums and rates over all blocks (docs/report.md)."""
         rows = self.rows
         frames = sum(row["frames"] for row in rows)
-        kept = sum(row["source"] == "draft" for row in rows)
-        scored_kept = sum(row["outcome"] == "accepted" for row in rows)
+        kept = sum(row["source"] in ("draft", "verified") for row in rows)
+        scored_kept = sum(row["outcome"] in ("accepted", "verified") for row in rows)
         scored = scored_kept + sum(any(draft["score"] is not None for draft in row["rejected"]) for row in rows)
         passes: Counter[str] = Counter()
         stages: Counter[str] = Counter()

@@ -6,17 +6,14 @@ measured; it shows the numbers it is given.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
-from PIL import Image
 
-from arvid.evals.speculation import Pixels, Video, router_of
+from arvid.evals.drawing import as_svg, plain, png
+from arvid.evals.speculation import Video, router_of
 from arvid.evals.summary import Row, front, is_rival
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -49,7 +46,8 @@ def group_of(policy: str) -> str:
         return "target"
     if "refine" in policy or "repair" in policy:
         return "mended"
-    return "judged" if router in {"reward", "quantile", "cascade"} else "rule"
+    judged = {"reward", "quantile", "cascade", "verify", "verify-commit", "hold", "hold-quality"}
+    return "judged" if router in judged else "rule"
 
 
 def shown_policies(found: Sequence[Row]) -> list[str]:
@@ -65,10 +63,9 @@ def shown_policies(found: Sequence[Row]) -> list[str]:
 
 def plot(found: Sequence[Row]) -> str:
     """Speed-up against retention with both intervals as an SVG element; numbers are those of the table's rows."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context({"svg.hashsalt": "arvid", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}):
+    with plain():
         figure = Figure(figsize=(9, 5.2), layout="constrained")
         axes = figure.add_subplot()
         for name, (words, colour, mark) in GROUPS.items():
@@ -84,10 +81,7 @@ def plot(found: Sequence[Row]) -> str:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    drawn = text.getvalue()
-    return drawn[drawn.index("<svg") :]
+        return as_svg(figure)
 
 
 def _point(axes: Any, number: int, row: Row, colour: str, mark: str) -> None:
@@ -116,17 +110,10 @@ def sheets(videos: Sequence[Video], policies: Sequence[str]) -> list[dict[str, A
             "seed": seed,
             "rows": [
                 {"policy": policy, "score": made[policy].score, "seconds": made[policy].seconds,
-                 "image": _embedded(made[policy].strip)}
+                 "image": png(made[policy].strip)}
                 for policy in policies
                 if policy in made
             ],
         }
         for (prompt, seed), made in [*found.items()][:SHOWN_PROMPTS]
     ]  # fmt: skip
-
-
-def _embedded(pixels: Pixels) -> str:
-    """A picture as a data address."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -17,6 +17,8 @@ from arvid.evals.speculation import TARGET, BlockRun, Video, option_of, router_o
 from arvid.evals.statistics import Interval, PairedBootstrap
 
 DRAFT, FIRST = "draft", "first"
+KEPT = frozenset({DRAFT, "verified"})
+"""Sources of a block that is a draft, or the target's view of one that was good enough."""
 BARS = ((1.9, 0.98), (2.4, 0.957))
 """(speed-up, retention) that one policy shall reach together."""
 BASELINES = frozenset({TARGET, DRAFT, FIRST, "random"})
@@ -95,8 +97,8 @@ def _short(value: float | None) -> float | None:
 
 
 def _share(blocks: list[BlockRun]) -> float | None:
-    """The fraction of blocks that stayed drafts, None of none."""
-    return _short(sum(block.source == DRAFT for block in blocks) / len(blocks)) if blocks else None
+    """The fraction of blocks that stayed drafts, seen by nobody or passed by a judge; None of none."""
+    return _short(sum(block.source in KEPT for block in blocks) / len(blocks)) if blocks else None
 
 
 def _passes(blocks: list[BlockRun], names: tuple[str, ...], videos: int) -> float | None:
