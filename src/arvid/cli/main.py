@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from arvid.cli import bench, demo, generate, options, train
+from arvid.cli import bench, compare, demo, doctor, generate, models, options, serve, train
+from arvid.cli import eval as evaluation
 
 INPUT_WRONG, INTERRUPTED = 2, 130
 ENVIRONMENT = {
@@ -79,7 +80,13 @@ def prepare(
 app.command("generate")(generate.generate)
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
+app.command("doctor")(doctor.doctor)
+app.command("eval")(evaluation.evaluate)
+app.command("compare")(compare.compare)
 app.add_typer(bench.app, name="bench")
+app.command("serve")(serve.serve)
+app.add_typer(models.app, name="models")
+app.add_typer(serve.app, name="keys")
 
 
 def main() -> None:

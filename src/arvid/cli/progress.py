@@ -19,8 +19,8 @@ Row = dict[str, Any]
 SHOWN = 18
 """Blocks that a live table shows at once; older ones leave at the top."""
 COLOURS = {
-    "target": "blue", "drafted": "green", "accepted": "green", "verified": "green", "refined": "yellow", "repaired": "magenta",
-    "redone": "red",
+    "target": "blue", "drafted": "green", "accepted": "green", "verified": "green", "refined": "yellow",
+    "repaired": "magenta", "redone": "red",
 }  # fmt: skip
 
 

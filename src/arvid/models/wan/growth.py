@@ -28,7 +28,7 @@ def deepen(weights: dict[str, Tensor], config: WanConfig, seed: int = 0) -> dict
         )
     model = CausalWan(config)
     model.initialise(torch.Generator().manual_seed(seed))
-    grown = {name: value for name, value in model.state_dict().items()}
+    grown = dict(model.state_dict())
     for name, value in weights.items():
         if not name.startswith("blocks."):
             grown[name] = value
