@@ -12,7 +12,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from arvid.video import MAKERS, Album, Strip, VideoWriter, contact_sheet, read_video, side_by_side, to_bytes
+from arvid.video import (
+    MAKERS,
+    Album,
+    Reel,
+    Strip,
+    VideoWriter,
+    contact_sheet,
+    read_picture,
+    read_video,
+    side_by_side,
+    to_bytes,
+)  # fmt: skip
 
 COLOURS = ((220, 40, 40), (40, 200, 60), (50, 70, 210), (230, 220, 60))
 
@@ -191,3 +202,41 @@ def test_two_videos_stand_side_by_side_and_the_shorter_one_waits() -> None:
     for picture, expected in zip(pictures, COLOURS[1:3], strict=True):
         rows = [row for line in picture if (row := runs(line, {tuple(colour) for colour in COLOURS}))]
         assert rows == [[COLOURS[0], expected]] * 48
+
+
+# ---------------------------------------------------------------- parts, pictures
+
+
+def test_the_parts_of_a_reel_become_one_video(tmp_path: Path) -> None:
+    """Joined packet by packet: the frames of the parts, in their order, at an even pace."""
+    clip = plain(COLOURS * 8)
+    with Reel(tmp_path, [], 16, (64, 64)) as reel:
+        for start, stop in ((0, 9), (9, 10), (10, 25)):
+            reel.append(clip[start:stop])
+            reel.cut()
+        reel.append(clip[25:])
+        assert reel.parts == [f"part-{number:06d}.mp4" for number in range(3)], "the open one is not yet a part"
+    with Reel(tmp_path, reel.parts, 16, (64, 64)) as again:
+        again.join(tmp_path / "a.mp4")
+    frames = read_video(tmp_path / "a.mp4")
+    assert np.array_equal(frames, np.concatenate([read_video(tmp_path / name) for name in reel.parts]))
+    assert np.abs(frames.astype(int) - np.array(COLOURS * 8)[:, None, None]).max() <= 6
+    names = boxes(tmp_path / "a.mp4")
+    assert names.index("moov") < names.index("mdat")
+    with av.open(str(tmp_path / "a.mp4")) as file:
+        stamps = [float(frame.time) for frame in file.decode(video=0)]
+    assert stamps == pytest.approx([number / 16 for number in range(32)], abs=1e-3)
+
+
+def test_pictures_are_brought_to_the_size_of_the_video(tmp_path: Path) -> None:
+    wide = np.zeros((32, 64, 3), np.uint8)
+    wide[:, ::2] = 200
+    Image.fromarray(wide).save(tmp_path / "a.png")
+    found = read_picture(tmp_path / "a.png", 16, 8)
+    assert found.shape == (1, 8, 16, 3)
+    assert (found == 100).all(), "each point is the mean of what falls on it"
+    assert np.array_equal(read_picture(tmp_path / "a.png", 64, 32)[0], wide)
+    with pytest.raises(ValueError, match=r"a.png is 64x32, the video 64x64; cut it to that shape first"):
+        read_picture(tmp_path / "a.png", 64, 64)
+    with pytest.raises(ValueError, match=r"none.png cannot be read as a picture"):
+        read_picture(tmp_path / "none.png", 64, 64)

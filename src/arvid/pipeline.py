@@ -46,6 +46,8 @@ from arvid.types import Block, BlockReward, Decoder, Denoiser, Listener, Plan, R
 EMBEDDED = Path(__file__).parent / "weights" / "embedded"
 """The family that ships with the package."""
 POSITIONS_AS_TRAINED = "absolute"
+WAITING = 4
+"""Training lengths of decided frames that may wait for a past that cannot say which of them it will need."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +262,9 @@ class Pipeline:
         routed = Speculator(router, target, drafter, shape, clock, request.seed)
         always = Target(commit=router.commit, level=router.commit_level)
         alone = routed if isinstance(router, Draft) else Speculator(always, target, drafter, shape, clock, request.seed)
-        return Hands(routed, alone, (target, *([drafter] if drafter else [])), router.commit_level)
+        policy = spec.build(request.past or family.card.past, POLICIES, "past")
+        waits = 0 if policy.whole else WAITING * family.card.trained_frames
+        return Hands(routed, alone, (target, *([drafter] if drafter else [])), router.commit_level, waits)
 
     def _walker(self, name: str, denoiser: Denoiser, request: Request, clock: Clock) -> FlowWalker:
         card = self.family.card

@@ -199,6 +199,10 @@ class Past(Protocol):
         """Forget all frames but these, at once and without a pass."""
         ...
 
+    def hear(self, start: int, about: tuple[str, ...]) -> None:
+        """What the blocks from `start` on are to show, by name, for a past that keeps identities."""
+        ...
+
     def cut(self, start: int) -> None:
         """For the block at `start` alone the past stands much further back in time (no block below 0)."""
         ...

@@ -1,4 +1,4 @@
-"""Video in files and pictures: mp4 written block by block, contact sheets, two videos side by side.
+"""Video in files and pictures: mp4 written block by block or in parts, contact sheets, two videos side by side.
 
 Knows: encoders, pixels, colours and captions. Does not know: models, prompts' meaning, how a block was decided (it is
 told who made each frame). Nothing half-written ever bears a final name.
@@ -13,11 +13,13 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 import av
 import numpy as np
+from av.container import InputContainer, OutputContainer
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 from PIL import Image, ImageDraw, ImageFont
@@ -119,18 +121,112 @@ def _to_yuv(rgb: av.VideoFrame) -> av.VideoFrame:
     )  # fmt: skip
 
 
-def read_video(path: Path) -> np.ndarray:
-    """Frames of a video file, uint8 [T, H, W, 3]. Raises ValueError when it is missing, damaged or without frames."""
+class Reel:
+    """A video in parts that are whole files in a folder, so that a process that is killed loses the open one only. Use
+    it as a context, like a `VideoWriter`; `parts` names the closed ones. Raises ValueError as `VideoWriter` does."""
+
+    def __init__(self, folder: Path, parts: Sequence[str], fps: float, size: tuple[int, int], scale: int = 1) -> None:
+        self.folder, self.parts = folder, list(parts)
+        self._make = partial(VideoWriter, fps=fps, width=size[0], height=size[1], scale=scale)
+        self._film: VideoWriter | None = None
+        self._make(folder / "part.mp4")
+
+    def __enter__(self) -> Reel:
+        return self
+
+    def append(self, v_TCHW: Tensor) -> None:
+        """Add frames in [-1, 1]. Raises ValueError when they are not of the reel's size."""
+        self.append_bytes(to_bytes(v_TCHW))
+
+    def append_bytes(self, frames_THWC: np.ndarray) -> None:
+        """Add uint8 RGB frames. Raises ValueError when they are not of the reel's size."""
+        if self._film is None:
+            self._film = self._make(self.folder / f"part-{len(self.parts):06d}.mp4").__enter__()
+        self._film.append_bytes(frames_THWC)
+
+    def cut(self) -> None:
+        """Close the part that is open."""
+        if self._film is not None:
+            self._film.__exit__(None, None, None)
+            self.parts += [self._film.path.name] if self._film.frames else []
+            self._film = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cut()
+
+    def join(self, path: Path) -> None:
+        """One video of all closed parts, packet by packet, without encoding anything again. Packets come in the order
+        of decoding; how far that runs ahead of showing differs from part to part, so the largest lead holds for all."""
+        part, paths = path.with_name(f".{path.name}.{os.getpid()}.part"), [self.folder / name for name in self.parts]
+        lead, count = max(map(_lead, paths), default=0), 0
+        try:
+            with av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as out:
+                stream: VideoStream | None = None
+                for closed in paths:
+                    with av.open(str(closed)) as file:
+                        stream = stream or out.add_stream_from_template(file.streams.video[0])
+                        count = _copied(file, out, stream, count, lead)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _lead(path: Path) -> int:
+    """How long before its own showing the first packet of a file is decoded."""
+    with av.open(str(path)) as file:
+        return -(next(file.demux(file.streams.video[0])).dts or 0)
+
+
+def _copied(file: InputContainer, out: OutputContainer, stream: VideoStream, count: int, lead: int) -> int:
+    """Put the packets of a part behind the `count` packets that are there; how many there are then."""
+    begin = count
+    for packet in file.demux(file.streams.video[0]):
+        if packet.pts is None or packet.duration is None:
+            continue  # the empty one that ends a file
+        packet.pts, packet.dts = packet.pts + begin * packet.duration, count * packet.duration - lead
+        packet.stream, count = stream, count + 1
+        out.mux(packet)
+    return count
+
+
+def frames_of(path: Path) -> Iterator[np.ndarray]:
+    """Frames of a video file one by one, uint8 [H, W, 3]. Raises ValueError when it is missing, damaged or empty."""
+    found = 0
     try:
         with av.open(str(path)) as file:
-            frames = [
-                frame.to_ndarray(format="rgb24", src_colorspace=frame.colorspace) for frame in file.decode(video=0)
-            ]
+            for frame in file.decode(video=0):
+                found += 1
+                yield frame.to_ndarray(format="rgb24", src_colorspace=frame.colorspace)
     except (av.error.FFmpegError, OSError, IndexError) as error:
         raise ValueError(f"{path} cannot be read as a video ({error}); give an mp4") from error
-    if not frames:
+    if not found:
         raise ValueError(f"{path} holds no frames; give a whole video")
-    return np.stack(frames)
+
+
+def read_video(path: Path) -> np.ndarray:
+    """All frames of a video file, uint8 [T, H, W, 3]. Raises ValueError as `frames_of` does."""
+    return np.stack(list(frames_of(path)))
+
+
+def read_picture(path: Path, width: int, height: int) -> np.ndarray:
+    """A picture as one frame, uint8 [1, H, W, 3]. Raises ValueError when it is missing, damaged or of another shape."""
+    try:
+        with Image.open(path) as picture:
+            found = np.asarray(picture.convert("RGB"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as a picture ({error}); give a PNG or JPEG") from error
+    return fitted(found, width, height, str(path))[None]
+
+
+def fitted(picture_HWC: np.ndarray, width: int, height: int, name: str) -> np.ndarray:
+    """A picture brought to another size by the mean of what falls on each point. Raises ValueError when it is of
+    another shape by more than a point of the new size, as something would be cut off or bent."""
+    high, wide = picture_HWC.shape[:2]
+    if abs(wide * height - high * width) > max(wide, high):
+        raise ValueError(f"{name} is {wide}x{high}, the video {width}x{height}; cut it to that shape first")
+    return np.asarray(Image.fromarray(picture_HWC).resize((width, height), Image.Resampling.BOX))
 
 
 # ---------------------------------------------------------------- pictures
@@ -150,6 +246,8 @@ MAKERS = {
     "draft": Maker("D", "#4cc38a", "drafter"),
     "refined": Maker("R", "#f2b84b", "drafted, refined by the target"),
     "repaired": Maker("M", "#c77dff", "drafted, repaired by the target"),
+    "verified": Maker("V", "#3fb8c4", "drafted, seen by the target"),
+    "given": Maker("G", "#b7a58a", "given to begin with"),
 }
 """Marks by `Block.source`."""
 OTHER = Maker("?", "#8a8f98", "another maker")
@@ -178,7 +276,7 @@ class Album:
         """The frames of a block and who made it."""
         for picture_HWC in to_bytes(v_TCHW):
             if self._seen % self._stride == 0:
-                self._kept.append((picture_HWC, self._seen / self._fps, source))
+                self._kept.append((picture_HWC.copy(), self._seen / self._fps, source))
             self._seen += 1
             if len(self._kept) >= 2 * self._least:
                 self._kept, self._stride = self._kept[::2], self._stride * 2

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from arvid.cli.making import Interrupts
 from arvid.pipeline import Pipeline, Request, load
+from arvid.rollout.session import Session
 from arvid.types import Block
 from arvid.video import read_video
 from oracles import toy_family
@@ -174,7 +175,15 @@ def test_unknown_words_are_named(arvid: Type, toy: Path, prompt: str, wanted: li
         ([PROMPT, "--router", "oracle"], "unknown router 'oracle'; known: cascade, draft"),
         ([PROMPT, "--router", "reward"], "router 'reward' needs tau="),
         ([PROMPT, "--router", "stride:k=0"], "stride k=0 must be at least 1"),
-        ([PROMPT, "--past", "bag"], "unknown past 'bag'; known: full, window"),
+        ([PROMPT, "--past", "bag"], "unknown past 'bag'; known: "),
+        ([PROMPT, "--memory", "window:frames=0"], "window of 0 frames"),
+        ([PROMPT, "--positions", "bent"], "unknown positions 'bent'; known: absolute"),
+        ([PROMPT, "--guard", "dog"], "unknown guard 'dog'; known: act, off, warn"),
+        ([PROMPT, "--timeline", "none.yaml"], "no timeline none.yaml"),
+        ([PROMPT, "--image", "none.png"], "no file none.png; give a picture"),
+        ([PROMPT, "--continue", "none.mp4"], "no file none.mp4; give a video"),
+        ([PROMPT, "--image", "a.png", "--continue", "a.mp4"], "--image a.png and --continue a.mp4 at once"),
+        (["--resume", "nowhere"], "no run in nowhere: job.json is missing"),
         ([PROMPT, "--size", "big"], "size 'big' is not WIDTHxHEIGHT"),
         ([PROMPT, "--size", "128x64"], "size 128x64 asked for; embedded-toy makes 64x64"),
         ([PROMPT, "--seconds", "0"], "0.0 seconds asked for; give more than 0"),
@@ -198,7 +207,7 @@ def test_unknown_words_are_named(arvid: Type, toy: Path, prompt: str, wanted: li
 def test_wrong_input_is_one_line_and_leaves_nothing(
     arvid: Type, toy: Path, tmp_path: Path, words: list[str], said: str
 ) -> None:
-    model = [] if "--model" in words else ["--model", str(toy)]
+    model = [] if {"--model", "--resume"} & {*words} else ["--model", str(toy)]
     result = arvid("generate", *words, *model)
     refused(result, said)
     assert left_in(tmp_path) == []
@@ -282,6 +291,185 @@ def test_the_drafter_of_another_family(arvid: Type, toy: Path, tmp_path_factory:
     assert json.loads(Path("a.json").read_text())["config"]["drafter"] == str(toy)
 
 
+# ---------------------------------------------------------------- timelines, beginnings
+
+STORY = "- {at: 0, prompt: a red circle}\n- {at: 1, prompt: a blue square, how: HOW}\n"
+
+
+@pytest.mark.parametrize("how", ["recache", "cut"])
+def test_a_timeline_is_followed_and_receipted(arvid: Type, toy: Path, tmp_path: Path, how: str) -> None:
+    (tmp_path / "story.yaml").write_text(STORY.replace("HOW", how))
+    words = ("--timeline", "story.yaml", "--memory", "window:frames=6,sink=1", "--positions", "relative:limit=12")
+    result = arvid("generate", "--model", toy, "--seconds", 2, "--scale", 1, "--json", "a.json", *words)
+    assert result.exit_code == 0, result.output
+    report = json.loads(Path("a.json").read_text())
+    assert report["changes"] == [{"block": 2, "prompt": "a blue square", "how": how, "live": False}]
+    assert report["config"]["prompt"] == "a red circle"
+    assert [entry["at"] for entry in report["config"]["timeline"]] == [0, 1]
+    assert report["config"]["positions"] == "relative:limit=12"
+
+
+def test_a_guard_reports_its_looks(arvid: Type, toy: Path) -> None:
+    words = ("--guard", "warn:colour=0.0001", "--seconds", 1, "--scale", 1, "--json", "a.json")
+    result = arvid("generate", PROMPT, "--model", toy, *words)
+    looks = json.loads(Path("a.json").read_text())["guard"]
+    assert [(look["block"], look["decision"]) for look in looks] == [(0, "steady"), (1, "warned")]
+    assert "guard: drift in 1 looks: block 2 (colour: warned)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("story", "words", "said"),
+    [
+        ("- {at: 1, prompt: a}\n- {at: 0.5, prompt: b}\n", [PROMPT], "entry 2 of T is at 0.5 s, the one before at 1 s"),
+        ("- {at: 9, prompt: a}\n", [PROMPT], "a change at 9 s lies beyond the end of a video of 5 s"),
+        ("- {at: 1, prompt: a, how: fade}\n", [PROMPT], "unknown transition 'fade' at 1 s; known: cut"),
+        ("- {at: 1, prompt: a}\n", [], "the prompt is empty"),
+        (STORY, [PROMPT], "unknown transition 'HOW'"),
+    ],
+)
+def test_wrong_timelines_are_one_line(
+    arvid: Type, toy: Path, tmp_path: Path, story: str, words: list[str], said: str
+) -> None:
+    (tmp_path / "T").write_text(story)
+    refused(arvid("generate", *words, "--timeline", "T", "--model", toy), said)
+    assert left_in(tmp_path) == ["T"]
+
+
+def test_a_video_begins_with_an_image(arvid: Type, toy: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (256, 256), (200, 30, 30)).save(tmp_path / "a.png")
+    words = ("--image", "a.png", "--seconds", 1, "--scale", 1, "--json", "a.json", "--latents", "a.safetensors")
+    result = arvid("generate", PROMPT, "--model", toy, *words)
+    assert result.exit_code == 0, result.output
+    report = json.loads(Path("a.json").read_text())
+    assert [row["source"] for row in report["blocks"]] == ["given", "target", "draft"]
+    assert report["start"] == str(tmp_path / "a.png")
+    assert len(read_video(Path("video.mp4"))) == 17
+    assert load_file("a.safetensors")["latents"].shape[1] == 5
+    Image.new("RGB", (256, 128)).save(tmp_path / "wide.png")
+    refused(arvid("generate", PROMPT, "--model", toy, "--image", "wide.png"), "wide.png is 256x128, the video 64x64")
+    (tmp_path / "bad.png").write_text("no picture")
+    refused(arvid("generate", PROMPT, "--model", toy, "--image", "bad.png"), "bad.png cannot be read as a picture")
+
+
+def test_a_clip_is_gone_on_with(arvid: Type, toy: Path, tmp_path: Path) -> None:
+    assert arvid("generate", PROMPT, "--model", toy, "--seconds", 1, "--scale", 2, "-o", "a.mp4").exit_code == 0
+    words = ("--continue", "a.mp4", "--seconds", 1, "--scale", 2, "-o", "b.mp4", "--contact-sheet", "b.png")
+    result = arvid("generate", "a blue square", "--model", toy, *words)
+    assert result.exit_code == 0, result.output
+    one, other = (read_video(tmp_path / name).astype(int) for name in ("a.mp4", "b.mp4"))
+    assert (len(one), len(other)) == (17, 33)
+    assert abs(other[:17] - one).mean() < 6
+    assert left_in(tmp_path) == ["a.mp4", "b.mp4", "b.png"]
+
+
+# ---------------------------------------------------------------- going on
+
+FILES = ("--json", "a.json", "--latents", "a.safetensors", "--contact-sheet", "a.png", "-o", "a.mp4", "--scale", 1)
+
+
+def killed_at(block: int, monkeypatch: pytest.MonkeyPatch, run: Path, aside: Path) -> None:
+    """What a kill leaves: the folder as it is on disk while block `block` is being made, and nothing else."""
+    whole = Session.__next__
+
+    def dies(session: Session) -> Block:
+        if session.block == block:
+            shutil.copytree(run, aside)
+            raise RuntimeError("killed")
+        return whole(session)
+
+    monkeypatch.setattr(Session, "__next__", dies)
+
+
+@pytest.mark.parametrize(("every", "block"), [(1, 4), (2, 3), (3, 1)])
+def test_a_killed_run_is_gone_on_with(
+    arvid: Type, toy: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, every: int, block: int
+) -> None:
+    """Saved at every block, between two states, and before the first: the result is that of a run in one go."""
+    (tmp_path / "story.yaml").write_text(STORY.replace("HOW", "soft"))
+    words = ("generate", "--timeline", "story.yaml", "--model", toy, "--seconds", 3, "--router", "stride:k=2", *FILES)
+    aside = tmp_path_factory.mktemp("aside") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        killed_at(block, patch, tmp_path / "a.run", aside)
+        result = arvid(*words, "--save-every", every)
+        assert str(result.exception) == "killed"
+    shutil.rmtree(tmp_path / "a.run", ignore_errors=True)
+    shutil.copytree(aside, tmp_path / "a.run")
+    for name in ("a.mp4", "story.yaml"):
+        (tmp_path / name).unlink(missing_ok=True)
+    refused(arvid("generate", "--resume", "a.run", "--seed", 4), "leave out seed")
+    result = arvid("generate", "--resume", "a.run")
+    assert result.exit_code == 0, result.output
+    assert left_in(tmp_path) == ["a.json", "a.mp4", "a.png", "a.safetensors"]
+    (tmp_path / "story.yaml").write_text(STORY.replace("HOW", "soft"))
+    report, frames, z = json.loads(Path("a.json").read_text()), read_video(Path("a.mp4")), load_file("a.safetensors")
+    assert arvid(*words).exit_code == 0
+    plain = json.loads(Path("a.json").read_text())
+    assert torch.equal(z["latents"], load_file("a.safetensors")["latents"])
+    assert np.abs(frames.astype(int) - read_video(Path("a.mp4"))).mean() < 3
+    assert [(row["block"], row["source"], row["frames"]) for row in report["blocks"]] == [
+        (row["block"], row["source"], row["frames"]) for row in plain["blocks"]
+    ]
+    assert report["changes"] == plain["changes"]
+    assert set(report["totals"]) == set(plain["totals"])
+
+
+def test_an_interrupted_run_that_is_saved_can_be_gone_on_with(
+    arvid: Type, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("generate", PROMPT, "--model", toy, "--seconds", 3, *FILES)
+    with pytest.MonkeyPatch.context() as patch:
+        whole = Session.__next__
+        patch.setattr(
+            Session, "__next__", lambda session: whole(session) if session.block != 2 else _raise(KeyboardInterrupt())
+        )
+        result = arvid(*words, "--save-every", 5)
+    assert result.exit_code == 130
+    assert "go on with: arvid generate --resume a.run" in result.stderr
+    assert len(read_video(Path("a.mp4"))) == 21
+    refused(arvid(*words, "--save-every", 5), "a.run holds a run that was not finished; go on with --resume a.run")
+    assert arvid("generate", "--resume", "a.run").exit_code == 0
+    assert len(read_video(Path("a.mp4"))) == 49
+    direct = Pipeline(load(toy)).generate(Request(PROMPT, 3))
+    assert torch.equal(load_file("a.safetensors")["latents"], direct.latents_BTCHW.float())
+    assert left_in(tmp_path) == ["a.json", "a.mp4", "a.png", "a.safetensors"]
+
+
+def _raise(error: BaseException) -> Any:
+    raise error
+
+
+@pytest.mark.parametrize("harm", ["state", "job"])
+def test_a_damaged_run_is_refused(arvid: Type, toy: Path, tmp_path: Path, harm: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        killed_at(2, patch, tmp_path / "video.run", tmp_path / "aside.run")
+        arvid("generate", PROMPT, "--model", toy, "--seconds", 3, "--scale", 1, "--save-every", 1)
+    name = {"state": "state.safetensors", "job": "job.json"}[harm]
+    (tmp_path / "aside.run" / name).write_bytes(b"{}")
+    refused(arvid("generate", "--resume", "aside.run"), "that can be gone on with")
+
+
+@pytest.mark.slow
+def test_sigkill_in_a_real_process(arvid: Type, toy: Path, tmp_path: Path, project: Path) -> None:
+    words = (PROMPT, "--model", str(toy), "--seconds", "6", *map(str, FILES), "--save-every", "2")
+    start = "from arvid.cli.main import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", start, "generate", *words, "--threads", "1"], cwd=tmp_path, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "PYTHONPATH": str(project / "src")},
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("block 4/"):
+                process.kill()
+                break
+    assert process.returncode == -signal.SIGKILL
+    assert (tmp_path / "a.run").is_dir()
+    assert not (tmp_path / "a.mp4").exists()
+    assert arvid("generate", "--resume", "a.run").exit_code == 0
+    direct = Pipeline(load(toy)).generate(Request(PROMPT, 6))
+    assert torch.equal(load_file(tmp_path / "a.safetensors")["latents"], direct.latents_BTCHW.float())
+    assert len(read_video(tmp_path / "a.mp4")) == direct.frames_BTCHW.shape[1]
+
+
 # ---------------------------------------------------------------- interrupts
 
 
@@ -289,15 +477,14 @@ def test_the_drafter_of_another_family(arvid: Type, toy: Path, tmp_path_factory:
 def test_an_interrupt_leaves_the_finished_blocks(
     arvid: Type, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: int
 ) -> None:
-    whole = Pipeline.stream
+    whole = Session.__next__
 
-    def stopped(*words: Any) -> Iterator[Block]:
-        for number, block in enumerate(whole(*words)):
-            if number == blocks:
-                raise KeyboardInterrupt
-            yield block
+    def stopped(session: Session) -> Block:
+        if session.block == blocks:
+            raise KeyboardInterrupt
+        return whole(session)
 
-    monkeypatch.setattr(Pipeline, "stream", stopped)
+    monkeypatch.setattr(Session, "__next__", stopped)
     files = ("--json", "a.json", "--latents", "a.safetensors", "--contact-sheet", "a.png")
     result = arvid("generate", PROMPT, "--model", toy, "--scale", 1, *files)
     assert result.exit_code == 130

@@ -48,6 +48,8 @@ def same(one: list[Block], other: list[Block]) -> bool:
         ("refine:levels=0.8,draft_steps=1", "", "rephase"),
         ("random:p=0.5,level=0.3", "", ""),
         ("verify:tau=0.3,level=0.7", "", ""),
+        ("stride:k=3", "bank:frames=6,sink=1,recent=3,bank=4,top=2", ""),
+        ("stride:k=3", "neighbour", ""),
     ],
 )
 def test_going_on_from_a_file_is_never_having_stopped(

@@ -81,6 +81,13 @@ def test_a_wrong_file_is_one_line_that_names_the_entry(tmp_path: Path, text: str
     assert "\n" not in str(caught.value)
 
 
+def test_the_example_is_the_one_of_the_page(project: Path) -> None:
+    page = (project / "docs" / "long.md").read_text(encoding="utf-8")
+    example = (project / "examples" / "story.yaml").read_text(encoding="utf-8")
+    assert example in page
+    assert [entry.at for entry in read(project / "examples" / "story.yaml")] == [0, 30, 60, 90]
+
+
 def test_files_that_are_not_there_or_not_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no timeline .*none\.yaml"):
         read(tmp_path / "none.yaml")

@@ -31,9 +31,60 @@ Router = Annotated[
 Past = Annotated[
     str,
     typer.Option(
-        "--past", metavar="SPEC", help="What a block may read, for example window:frames=9,sink=3. Default: the card's."
+        "--memory",
+        "--past",
+        metavar="SPEC",
+        help="What a block may read, for example window:frames=9,sink=3. Default: the card's.",
     ),
 ]
+Positions = Annotated[
+    str,
+    typer.Option(
+        "--positions",
+        metavar="SPEC",
+        help="Where frames of the past stand, for example relative:limit=21. Default: as in training.",
+    ),
+]
+Guard = Annotated[
+    str,
+    typer.Option(
+        "--guard",
+        metavar="SPEC",
+        help="Watch for drift: off, warn, act, or with limits like act:colour=0.2. Default: off.",
+    ),
+]
+Timeline = Annotated[
+    str,
+    typer.Option("--timeline", metavar="FILE", help="What the video shows from which second on, YAML or JSON."),
+]
+Picture = Annotated[str, typer.Option("--image", metavar="FILE", help="Begin with this picture.")]
+Clip = Annotated[str, typer.Option("--continue", metavar="FILE", help="Go on from the end of this video.")]
+SaveEvery = Annotated[
+    int,
+    typer.Option("--save-every", min=0, metavar="N", help="Save the state every N blocks, to go on after a crash."),
+]
+Resume = Annotated[
+    str, typer.Option("--resume", metavar="DIR", help="Go on with a run that was begun with --save-every.")
+]
+Output = Annotated[
+    str,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="The video, .mp4. With --prompts: a folder, or a name with {n}. Default: video.mp4 or video-{n}.mp4.",
+    ),
+]
+Size = Annotated[
+    str, typer.Option("--size", metavar="WxH", help="Width and height, for example 64x64. Default: the family's.")
+]
+Scale = Annotated[
+    int, typer.Option("--scale", min=0, help="Enlarge frames by a whole number in the video; 0 fits small ones.")
+]
+Report = Annotated[str, typer.Option("--json", metavar="FILE", help="Report of every block, .json.")]
+Latents = Annotated[str, typer.Option("--latents", metavar="FILE", help="Latents, .safetensors.")]
+Sheet = Annotated[str, typer.Option("--contact-sheet", metavar="FILE", help="Picture of frames, .png.")]
+Prompts = Annotated[str | None, typer.Option("--prompts", metavar="FILE", help="One prompt per line; - reads stdin.")]
 Seconds = Annotated[float, typer.Option("--seconds", metavar="N", help="Length of the video in seconds.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="The same seed gives the same video.")]
 Threads = Annotated[int, typer.Option("--threads", min=0, metavar="N", help="CPU threads; 0 takes all cores.")]

@@ -119,9 +119,9 @@ class Unpacker:
 # ---------------------------------------------------------------- files
 
 
-def save(snapshot: Snapshot, path: Path, notes: Mapping[str, Any] | None = None) -> None:
+def save(snapshot: Snapshot, path: Path | str, notes: Mapping[str, Any] | None = None) -> None:
     """Write a snapshot; `notes` is plain data of whoever saves. A kill at any moment leaves the file before or this."""
-    packer = Packer()
+    packer, path = Packer(), Path(path)
     held = {field.name: packer.pack(getattr(snapshot, field.name)) for field in fields(snapshot)}
     told = {"schema": SCHEMA, "state": held, "orders": packer.orders, "nouns": packer.nouns, "notes": dict(notes or {})}
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -134,8 +134,9 @@ def save(snapshot: Snapshot, path: Path, notes: Mapping[str, Any] | None = None)
         part.unlink(missing_ok=True)
 
 
-def load(path: Path, device: str = "cpu") -> tuple[Snapshot, dict[str, Any]]:
+def load(path: Path | str, device: str = "cpu") -> tuple[Snapshot, dict[str, Any]]:
     """A snapshot and the notes beside it. Raises ValueError when the file is missing, damaged or of another kind."""
+    path = Path(path)
     if not path.is_file():
         raise ValueError(f"no state {path}; give a folder in which a video was begun with --save-every")
     try:

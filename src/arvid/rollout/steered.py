@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from arvid.rollout.entities import names
 from arvid.rollout.flow import FlowWalker
 from arvid.rollout.timeline import CUT, FLUSH, JUMP, RECACHE, Change, Director
 from arvid.types import Condition, Move, Noise, Proposal, Proposer, Span
@@ -36,12 +37,14 @@ Tell = Callable[[str, dict[str, Any]], None]
 @dataclass(frozen=True, eq=False)
 class Hands:
     """Who makes blocks: `routed` as the router says, `alone` where a block must not be left to chance (the target,
-    unless the router never asks it); both work with the same `walkers`. `level` is the noise level of commits."""
+    unless the router never asks it); both work with the same `walkers`. `level` is the noise level of commits, `waits`
+    the number of latent frames that may wait to be written (0: the walkers see to that)."""
 
     routed: Proposer
     alone: Proposer
     walkers: tuple[FlowWalker, ...]
     level: float = 0.0
+    waits: int = 0
 
 
 class Steered:
@@ -55,7 +58,7 @@ class Steered:
         self._tail: tuple[Told, ...] = ()
         self._first: Told | None = None
         self._orders: tuple[Order, ...] = ()
-        self._jumped = NOWHERE
+        self._jumped, self._named = NOWHERE, False
 
     def order(self, name: str, statistics: Tensor | None = None) -> None:
         """Before the next block: `target` has the target make it, `refresh` runs the frames on view again (the first
@@ -96,6 +99,7 @@ class Steered:
         """Go back to a snapshot."""
         walkers, self._tail, self._first, self._orders, jumped = snapshot
         self._jump_at(jumped)
+        self._named = False
         for walker, held in zip(self._hands.walkers, walkers, strict=True):
             walker.restore(held)
 
@@ -104,6 +108,8 @@ class Steered:
         opens a scene, as a router's first block opens a video."""
         opens = False
         change = self._director.begins(move.span.start)
+        if change is not None or not self._named:
+            self._name(move.span.start)
         if change is not None:
             opens = change.how == CUT
             self._apply(change, move, condition, noise)
@@ -116,7 +122,18 @@ class Steered:
                 self._tail = tuple((kept, _with(z, wanted)) for kept, z in self._tail)
             if name in (REFRESH, ANCHOR):
                 self._run_again(move.span.start, condition, from_first=True)
+        for walker in self._hands.walkers:
+            if 0 < self._hands.waits < sum(len(kept.span) for kept, _, _ in walker.pending):
+                walker.catch_up(noise)
         return opens
+
+    def _name(self, frame: int) -> None:
+        """Tell the pasts whom each prompt so far has named; they do not keep it in their snapshots."""
+        told = self._director.until(frame)
+        for change, about in zip(told, names([change.prompt for change in told]), strict=True):
+            for walker in self._hands.walkers:
+                walker.past.hear(change.frame, about)
+        self._named = True
 
     def _apply(self, change: Change, move: Move, condition: Condition, noise: Noise) -> None:
         if change.how == RECACHE:

@@ -212,6 +212,11 @@ class Director:
         changes, number = self._until(frame)
         return changes[number] if number and changes[number].frame == frame else None
 
+    def until(self, frame: int) -> list[Change]:
+        """The changes that have been in force up to a frame, in order."""
+        changes, number = self._until(frame)
+        return changes[: number + 1]
+
     def add(self, change: Change) -> None:
         """Ask for something else from a frame on; it replaces what was asked for live at the same frame."""
         asked = (change.frame, change.live)
