@@ -95,6 +95,57 @@ def family(
         typer.echo(line)
 
 
+@app.command("engine")
+def engine(
+    model: Annotated[
+        list[str] | None, typer.Option("--model", metavar="NAME", help="A size, like wan-1.3b; repeat for more.")
+    ] = None,
+    window: Annotated[
+        list[int] | None, typer.Option("--window", metavar="N", help="Frames in sight with the block's own; repeat.")
+    ] = None,
+    how: Annotated[
+        list[str] | None,
+        typer.Option("--how", metavar="WORDS", help="A way to run, like eager or compiled+fp8-dynamic; repeat."),
+    ] = None,
+    blocks: Annotated[int, typer.Option(min=0, metavar="N", help="Timed blocks of a row. Default: 6, quick 2.")] = 0,
+    forced: Annotated[
+        bool, typer.Option("--speculation/--no-speculation", help="Also time forced shares of kept drafts.")
+    ] = True,
+    profile: Annotated[
+        Path | None, typer.Option("--profile", metavar="FILE", help="Write a Chrome trace of one block, .json.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer ways to run, fewer blocks.")] = False,
+    seed: options.Seed = 0,
+    note: Annotated[str, typer.Option(metavar="TEXT", help="A remark that goes into the report.")] = "",
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1. Default: a GPU if there is one.")
+    ] = "",
+    threads: options.Threads = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report here.")] = None,
+) -> None:
+    """Time the engine with random weights: published sizes on a GPU, tiny ones on a CPU, beside a plain loop."""
+    for path in filter(None, (json_file, profile)):
+        _check_place(path)
+    import torch
+
+    from arvid.cli import bench_engine as running
+    from arvid.cli import engine_table, families
+    from arvid.cli.report import write_report
+    from arvid.models.placement import Placement
+
+    families.set_up(threads)
+    where = Placement(device or ("cuda:0" if torch.cuda.is_available() else "cpu")).home
+    wanted = running.Wanted(
+        tuple(model or ()), tuple(window or ()), tuple(how or ()), blocks, seed, quick, forced, note
+    )  # fmt: skip
+    report = running.Bench(wanted, where).run(profile)
+    if json_file:
+        write_report(report, json_file)
+    engine_table.show(report)
+    if report["config"]["interrupted"]:
+        raise typer.Exit(STOPPED)
+
+
 def _levels(text: str) -> tuple[int, ...]:
     """1-2 or 1,3 as numbers."""
     try:

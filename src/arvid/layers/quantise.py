@@ -10,10 +10,12 @@ torchao is optional: pip install 'arvid[quantise]'.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 KINDS = ("int8", "int8-dynamic", "fp8", "fp8-dynamic")
 """Weights of 8 bits as integers or floats; `-dynamic` rounds activations too."""
@@ -61,3 +63,12 @@ def _config(kind: str) -> Any:
         return quantization.Float8WeightOnlyConfig(set_inductor_config=False)
     per_row = quantization.PerRow()
     return quantization.Float8DynamicActivationFloat8WeightConfig(granularity=per_row, set_inductor_config=False)
+
+
+def plain_parts(weight: Tensor) -> Iterator[Tensor]:
+    """The tensors a weight is made of: itself, or numbers and scales when it was rounded."""
+    if not is_traceable_wrapper_subclass(weight):
+        yield weight
+        return
+    for name in weight.__tensor_flatten__()[0]:
+        yield from plain_parts(getattr(weight, name))

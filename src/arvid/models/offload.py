@@ -11,13 +11,14 @@ What only a new prompt needs (the keys and values of the text) is fetched when t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from arvid.layers.quantise import plain_parts
 from arvid.models.wan.transformer import CausalWan
 
 AHEAD = 2
@@ -69,7 +70,7 @@ class Place:
 
     def _copy(self, layer: Layer) -> None:
         for weight, rest in zip(self.weights, layer.rest, strict=True):
-            for there, here in zip(_plain(weight), _plain(rest), strict=True):
+            for there, here in zip(plain_parts(weight), plain_parts(rest), strict=True):
                 there.copy_(here, non_blocking=True)
 
 
@@ -174,20 +175,10 @@ def _on_demand(module: nn.Module, device: torch.device) -> None:
     module.register_forward_hook(lambda part, given, made: layer.leave(), always_call=True)
 
 
-def _plain(weight: Tensor) -> Iterator[Tensor]:
-    """A weight, or the tensors it is made of when it is quantised."""
-    if not is_traceable_wrapper_subclass(weight):
-        yield weight
-        return
-    for name in weight.__tensor_flatten__()[0]:
-        yield from _plain(getattr(weight, name))
-
-
-def _rebuilt(weight: Tensor, make: Any) -> Tensor:
+def _rebuilt(weight: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
     """A weight of the same kind, its plain tensors made by `make` from those of `weight`."""
     if not is_traceable_wrapper_subclass(weight):
-        made: Tensor = make(weight)
-        return made
+        return make(weight)
     names, context = weight.__tensor_flatten__()
     inner = {name: _rebuilt(getattr(weight, name), make) for name in names}
     whole: Tensor = type(weight).__tensor_unflatten__(inner, context, weight.size(), weight.stride())

@@ -1,7 +1,7 @@
 """Where the parts of a run stand: one device for each role, and the borders between devices.
 
-Knows: roles, the string they are placed by, how latents, conditions and frames cross from one device to another. Does
-not know: which models play the roles, what fits where (models/planning.py), what runs at the same time
+Knows: roles, the string they are placed by, how latents, conditions and frames cross from one device to another.
+Does not know: which models play the roles, what fits where (models/planning.py), what runs at the same time
 (models/running.py).
 
 The target's device is home: noise, latents and conditions live there. A model's past stays with the model, frames stay
@@ -70,6 +70,7 @@ class Placement:
                 raise ValueError(f"unknown role {role!r} in the placement {text!r}; known: {', '.join(ROLES)}")
             if role in named:
                 raise ValueError(f"{role} is placed twice, on {named[role]} and on {device}; name it once")
+            _there(role, device)
             named[role] = device
         return cls(**{"target": default, **named})
 

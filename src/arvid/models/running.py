@@ -29,13 +29,24 @@ def compile_blocks(model: CausalWan, mode: str = "default") -> int:
     compiled parts. What depends on the past (its length grows until the window is full) stays as it is, so no block
     has anything compiled anew; all layers share one graph. `mode` is torch's: `reduce-overhead` records CUDA graphs.
     The first pass takes the time of compiling."""
-    parts: list[nn.Module] = []
+    parts: list[tuple[nn.Module, Callable[..., Any]]] = []
     for block in model.blocks:
         assert isinstance(block, WanBlock)
-        parts += [block.cross_attn, block.ffn]
-    for part in parts:
-        part.compile(mode=mode, dynamic=False, fullgraph=True)
+        parts += [(block.cross_attn, block.cross_attn.forward), (block.ffn, _through(block.ffn))]
+    for part, forward in parts:
+        part.forward = torch.compile(forward, mode=mode, dynamic=False, fullgraph=True)
     return len(parts)
+
+
+def _through(layers: nn.Sequential) -> Callable[[Tensor], Tensor]:
+    """Layers one after the other, as a function: torch compiles no `nn.Sequential` by itself."""
+
+    def forward(x: Tensor) -> Tensor:
+        for layer in layers:
+            x = layer(x)
+        return x
+
+    return forward
 
 
 # ---------------------------------------------------------------- packed for a CPU
@@ -63,19 +74,32 @@ def pack(model: nn.Module) -> int:
 
     Raises ValueError when the weights are elsewhere or of another type, or the CPU has no bf16 arithmetic.
     """
-    found = {
-        name: part for name, part in model.named_modules() if type(part) is nn.Linear and name.startswith("blocks.")
-    }
-    kinds = {(part.weight.device.type, part.weight.dtype) for part in found.values()}
-    if kinds - {("cpu", torch.bfloat16)}:
-        listed = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds))
-        raise ValueError(f"linear layers are {listed}; only bf16 on a CPU is packed: move the model first")
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        raise ValueError("this CPU has no arithmetic in bf16; run the model unpacked")
+    found = _linear(model)
+    if not packable(model):
+        listed = ", ".join(sorted({f"{part.weight.dtype} on {part.weight.device}" for part in found.values()}))
+        raise ValueError(
+            f"linear layers are {listed or 'missing'}; packed is what is torch.bfloat16 on a CPU that knows bf16: "
+            "run this model unpacked"
+        )
     for name, part in found.items():
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, PackedLinear(part))
     return len(found)
+
+
+def packable(model: nn.Module) -> bool:
+    """Whether `pack` can do something for a model where it is."""
+    kinds = {(part.weight.device.type, part.weight.dtype) for part in _linear(model).values()}
+    return kinds == {("cpu", torch.bfloat16)} and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _linear(model: nn.Module) -> dict[str, nn.Linear]:
+    """Linear layers of the blocks by name, unless they are packed or rounded."""
+    return {
+        name: part
+        for name, part in model.named_modules()
+        if name.startswith("blocks.") and type(part) is nn.Linear and type(part.weight) is nn.Parameter
+    }
 
 
 # ---------------------------------------------------------------- beside the main stream

@@ -1,0 +1,172 @@
+"""`arvid serve`: an API for jobs, live sessions, and a page to direct from. `arvid keys`: who may use it.
+
+Knows: arguments, the environment, where logs go. Does not know: what a server is made of (arvid.serve).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import ipaddress
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from arvid.cli import options
+
+if TYPE_CHECKING:
+    from arvid.serve.store import Store
+
+NEEDS = ("fastapi", "uvicorn", "sqlalchemy", "prometheus_client", "websockets", "multipart")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="Where jobs and their files are kept.")]
+Database = Annotated[
+    str,
+    typer.Option(
+        "--database",
+        metavar="URL",
+        envvar="ARVID_DATABASE",
+        help="Another database, like postgresql+psycopg://user@host/name. Default: SQLite in --data.",
+        show_default=False,
+        show_envvar=True,
+    ),
+]
+
+app = typer.Typer(help="Keys of the server: make, list and remove.", no_args_is_help=True)
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="The address it listens on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
+    data: Data = Path("arvid-data"),
+    database: Database = "",
+    model: options.Model = "embedded",
+    drafter: options.Drafter = "",
+    device: options.Device = "cpu",
+    threads: options.Threads = 0,
+    most_seconds: Annotated[float, typer.Option("--max-seconds", help="The longest video of a job.")] = 120.0,
+    most_live: Annotated[float, typer.Option("--max-live-seconds", help="The longest live session.")] = 1200.0,
+    sessions: Annotated[int, typer.Option(min=1, help="Live sessions at the same time.")] = 32,
+    origin: Annotated[
+        list[str] | None, typer.Option("--origin", metavar="URL", help="A page of another host that may use it.")
+    ] = None,
+    open_door: Annotated[bool, typer.Option("--open", help="Need no key even where others reach it.")] = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Serve a family: a Videos API at /v1, live sessions, and a page at /.
+
+    On this machine alone (127.0.0.1) no key is needed until there is one. Ctrl-C or SIGTERM ends it after the block at
+    hand; jobs go on where they were when it is started again.
+    """
+    check_installed()
+    from arvid.cli import families
+    from arvid.models.family import read_card
+    from arvid.serve.app import Server, Settings, build
+    from arvid.serve.limits import Limits
+    from arvid.serve.place import Place
+    from arvid.serve.store import Store
+
+    set_up_logs(logging.WARNING if quiet else logging.INFO)
+    card = read_card(families.directory_of(model))
+    place = Place(data)
+    place.take()
+    store = Store(database or place.database)
+    locked = bool(store.all_keys()) and not open_door
+    store.close()
+    private = is_private(host)
+    if not (private or locked or open_door):
+        raise ValueError(f"others reach {host}, and there is no key; make one (arvid keys add NAME), or give --open")
+    families.set_up(threads)
+    settings = Settings(
+        lambda: families.open_pipeline(model, drafter, device), place, database, locked,
+        limits=Limits(seconds=most_seconds, live_seconds=most_live, sessions=sessions), origins=tuple(origin or ()),
+        hosts=LOOPBACK if private else (), models=tuple(dict.fromkeys((model, card.name))),
+        drafters=tuple(dict.fromkeys((drafter, "own"))) if drafter else ("own",),
+    )  # fmt: skip
+    house = build(settings)
+    server = Server(house, host, port)
+    try:
+        server.run()
+    finally:
+        house.engine.stop()
+        place.leave()
+    if house.engine.failure is not None:
+        raise house.engine.failure
+
+
+def is_private(host: str) -> bool:
+    """Whether an address is reached from this machine only."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_installed() -> None:
+    """Raises ValueError when a library of the server is missing."""
+    missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"the server needs {', '.join(missing)}; install them with: pip install 'arvid[serve]'")
+
+
+def set_up_logs(level: int) -> None:
+    """Structured logs to stderr."""
+    from arvid.serve.logs import Lines
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Lines())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    for name in ("arvid.serve", "uvicorn"):
+        logging.getLogger(name).setLevel(level)
+
+
+# ---------------------------------------------------------------- keys
+
+
+@app.command("add")
+def add(
+    name: Annotated[str, typer.Argument(help="Whose key it is.")],
+    data: Data = Path("arvid-data"),
+    database: Database = "",
+    requests: Annotated[int, typer.Option(min=0, help="Requests a minute; 0: as many as come.")] = 600,
+    jobs: Annotated[int, typer.Option(min=0, help="Unfinished jobs at the same time.")] = 32,
+    sessions: Annotated[int, typer.Option(min=0, help="Live sessions at the same time.")] = 4,
+) -> None:
+    """Make a key and print it. It is shown once: only a hash of it is kept."""
+    check_installed()
+    from arvid.serve.keys import make_key
+    from arvid.serve.limits import Allowance
+
+    typer.echo(make_key(_store(data, database), name, Allowance(requests, jobs, sessions)))
+
+
+@app.command("list")
+def listed(data: Data = Path("arvid-data"), database: Database = "") -> None:
+    """List keys: whose they are and what they may do."""
+    check_installed()
+    for key in _store(data, database).all_keys():
+        limits = f"{key.requests} requests a minute, {key.jobs} jobs, {key.sessions} live sessions"
+        typer.echo(f"{key.name}  {key.begins}...  {limits}")
+
+
+@app.command("remove")
+def remove(
+    name: Annotated[str, typer.Argument(help="Whose key it is.")],
+    data: Data = Path("arvid-data"),
+    database: Database = "",
+) -> None:
+    """Remove a key. Its jobs stay."""
+    check_installed()
+    if not _store(data, database).remove_key(name):
+        raise ValueError(f"no key named {name!r}; arvid keys list shows them")
+
+
+def _store(data: Path, database: str) -> Store:
+    from arvid.serve.place import Place
+    from arvid.serve.store import Store
+
+    return Store(database or Place(data).database)

@@ -1,0 +1,141 @@
+"""A rollout under direction: one block at a time, other prompts and routers, and ways back, however far.
+
+Knows: what was asked for by block (prompts, seeds, routers), states to go back to. Does not know: clients, playheads,
+encoders.
+
+A session of the pipeline has one router. What was asked for is therefore kept here, as values by block, and the session
+is opened anew where the router changes, from the state of the one before. Going back takes the nearest kept state and
+makes the blocks since then again, one per step, with what was in force at each; so no step lasts longer than a block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from arvid.pipeline import Pipeline, Request
+from arvid.rollout.session import Session
+from arvid.rollout.state import Snapshot
+from arvid.rollout.timeline import RECACHE, Change, Entry
+from arvid.types import Block
+
+RECENT, SPARSE = 8, 8
+"""States that are kept: those of the last blocks, and of some before, ever further apart."""
+
+
+class Direction:
+    """See the module. Raises ValueError when the request cannot be met. Not safe for use by two threads at once."""
+
+    def __init__(self, pipeline: Pipeline, request: Request) -> None:
+        self._pipeline, self.request = pipeline, request
+        self._routers: list[tuple[int, str]] = [(0, request.router)]
+        self._router = request.router
+        self._session = self._open(request.router)
+        begin = self._session.snapshot()
+        self._script, self._seeds = begin.script, begin.seeds
+        self._states = {0: begin}
+        self._stride = 1
+        self._wanted = 0
+        self.plan = self._session.plan
+        self.done = False
+
+    def _open(self, router: str) -> Session:
+        return self._pipeline.session(replace(self.request, router=router), keep=1)
+
+    @property
+    def block(self) -> int:
+        """The block that comes next, for whoever watches; the number of blocks when all are made."""
+        return max(self._wanted, self._at)
+
+    @property
+    def _at(self) -> int:
+        block = self._session.block
+        return len(self.plan) if block is None else block
+
+    @property
+    def router(self) -> str:
+        """The router of the next block."""
+        return self._routers[-1][1]
+
+    def prompt_at(self, block: int) -> str:
+        """What a block is asked to show."""
+        frame = self.plan[block].span.start
+        ordered = sorted(self._script, key=lambda change: (change.frame, change.live))
+        return [change.prompt for change in ordered if change.frame <= frame][-1]
+
+    def step(self) -> Block | None:
+        """The next block; None when a block was made again on the way back. Call it while not `done`."""
+        at = self._at
+        router = [router for block, router in self._routers if block <= at][-1]
+        if router != self._router:
+            self._resume(self._session.snapshot(), router)
+        block = next(self._session)
+        self._keep(self._at, self._session.snapshot())
+        self.done = self._at == len(self.plan)
+        return None if at < self._wanted else block
+
+    # ------------------------------------------------------------ controls
+
+    def prompt(self, text: str, how: str = RECACHE, blocks: int = 3) -> int:
+        """Show something else from the next block on, whose number is returned. Raises ValueError for an empty prompt,
+        an unknown transition, and when no block is left."""
+        at, entry = self._next(), Entry(0.0, text, how, blocks)
+        frame = self.plan[at].span.start
+        change = Change(frame, at, entry.prompt, entry.how, entry.blocks, live=True)
+        others = tuple(other for other in self._script if (other.frame, other.live) != (frame, True))
+        self._script = (*others, change)
+        self._resume(self._session.snapshot(), self._router)
+        return at
+
+    def route(self, router: str) -> int:
+        """Decide otherwise about drafts from the next block on. Raises ValueError for an unknown router, one that the
+        family cannot serve, and when no block is left."""
+        at = self._next()
+        self._pipeline.check(replace(self.request, router=router))
+        self._routers = [(block, other) for block, other in self._routers if block < at] + [(at, router)]
+        return at
+
+    def back(self, block: int, prompt: str = "", seed: int | None = None, how: str = RECACHE) -> int:
+        """Go back to before a block, and on with another prompt, another seed, or as it was asked for before the
+        video began. The router stays as it is now. Raises ValueError for a block that was not made, before anything
+        changes."""
+        if not 0 <= block <= min(self.block, len(self.plan) - 1):
+            made = f"blocks 0 to {self.block - 1} are made" if self.block else "none is made yet"
+            raise ValueError(f"block {block} cannot be gone back to; {made}")
+        if prompt:
+            Entry(0.0, prompt, how)
+        router, frame = self.router, self.plan[block].span.start
+        self._script = tuple(change for change in self._script if not change.live or change.frame < frame)
+        self._seeds = self._seeds[:1] + tuple(turn for turn in self._seeds[1:] if turn[0] < block)
+        if seed is not None:
+            self._seeds = (*self._seeds, (block, seed))
+        self._routers = [turn for turn in self._routers if turn[0] < block] + [(block, router)]
+        self._states = {at: kept for at, kept in self._states.items() if at <= block}
+        start = max(self._states)
+        self._resume(self._states[start], [told for at, told in self._routers if at <= start][-1])
+        self._wanted, self.done = block, False
+        if prompt:
+            self.prompt(prompt, how)
+        return block
+
+    def _next(self) -> int:
+        if self.block >= len(self.plan):
+            raise ValueError(f"all {len(self.plan)} blocks are made; go back first")
+        return self.block
+
+    # ------------------------------------------------------------ states
+
+    def _resume(self, state: Snapshot, router: str) -> None:
+        """Go on from a state with what is asked for now."""
+        if router != self._router:
+            self._session, self._router = self._open(router), router
+        self._session.restore(replace(state, script=self._script, seeds=self._seeds))
+
+    def _keep(self, at: int, state: Snapshot) -> None:
+        """Keep a state; old ones thin out, so that their number stays the same."""
+        self._states[at] = state
+        old = sorted(self._states)[1:-RECENT]
+        while sum(place % self._stride == 0 for place in old) > SPARSE:
+            self._stride *= 2
+        for place in old:
+            if place % self._stride:
+                del self._states[place]

@@ -1,0 +1,267 @@
+"""The one thread that owns the pipeline, and whose turn it is: the next block of a live session or of a job.
+
+Knows: turns, calls from other threads, how the server comes and goes. Does not know: HTTP, how a block is made.
+
+A pipeline is not safe for use by two threads, so everything that touches it happens here, one block at a time; between
+two blocks calls from elsewhere are answered. Live sessions go first, the one with the least ahead of its viewer; of
+`SHARE` blocks in a row one is a job's, so that jobs are never starved.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from arvid.pipeline import Pipeline, Request
+from arvid.serve.direction import Direction
+from arvid.serve.fragments import Fragmenter
+from arvid.serve.limits import Limits
+from arvid.serve.live import Live
+from arvid.serve.logs import LOGGER, say
+from arvid.serve.making import Hands
+from arvid.serve.metrics import LIVE, Metrics
+from arvid.serve.place import Place
+from arvid.serve.record import Record
+from arvid.serve.refusals import LIMITED, OURS, Refused
+from arvid.serve.store import DatabaseError, Store, new_id
+from arvid.serve.tasks import Books, Task
+
+SHARE = 8
+IDLE_SECONDS = 0.25
+"""How long the thread sleeps when there is nothing to do and nobody wakes it."""
+SMALLEST_SIDE = 128
+"""Live frames are enlarged by a whole number to at least this many pixels."""
+FINISHING = 3
+"""Jobs at most between their last block and their end."""
+Given = TypeVar("Given")
+
+
+class Engine:
+    """See the module. `open_pipeline` is called by the thread; `pipeline` is None until it is loaded, `warm` false
+    until it has made a video, `failure` what kept it from either."""
+
+    def __init__(
+        self, open_pipeline: Callable[[], Pipeline], store: Store, place: Place, limits: Limits, metrics: Metrics
+    ) -> None:
+        self._open, self._limits, self._metrics, self._place = open_pipeline, limits, metrics, place
+        self._books = Books(store, place, metrics)
+        self.pipeline: Pipeline | None = None
+        self.warm = False
+        self.failure: Exception | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self.lives: dict[str, Live] = {}
+        self._tasks: list[Task] = []
+        self._since_job, self._look = 0, True
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        self._awake, self._leaving, self._ended = threading.Event(), threading.Event(), threading.Event()
+        self._films = ThreadPoolExecutor(1, "films")
+        self._hands = Hands(self._films, ThreadPoolExecutor(1, "ends"))
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        metrics.gauge("arvid_queue_jobs", "Jobs that are not finished.", lambda: float(store.count()))
+        metrics.gauge("arvid_live_sessions", "Live sessions.", lambda: float(len(self.lives)))
+
+    # ------------------------------------------------------------ for other threads
+
+    def start(self) -> None:
+        """Begin: jobs that a killed server left wait again."""
+        books = self._books
+        books.place.sweep(books.store.ids())
+        if left := books.store.requeue():
+            say("jobs taken up again", jobs=left)
+        self._thread.start()
+
+    def stop(self, seconds: float = 30.0) -> None:
+        """End after the block at hand; what is unfinished is saved and waits for the next server."""
+        self._leaving.set()
+        self.wake()
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
+        self._films.shutdown(wait=False)
+        self._hands.ends.shutdown(wait=False)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it takes nothing new."""
+        return self._leaving.is_set()
+
+    def drain(self) -> None:
+        """Take nothing new from now on."""
+        self._leaving.set()
+        self.wake()
+
+    def wake(self) -> None:
+        """There may be a job to do."""
+        self._look = True
+        self._awake.set()
+
+    def nudge(self) -> None:
+        """A live session may want another block."""
+        self._awake.set()
+
+    def call(self, what: Callable[[], Given]) -> Future[Given]:
+        """Have something done between two blocks."""
+        future: Future[Given] = Future()
+        self._calls.put((what, future))
+        self._awake.set()
+        if self._ended.is_set():
+            self._answer()
+        return future
+
+    def ready(self) -> Pipeline:
+        """The pipeline. Raises Refused while it is being loaded and when the server is about to end."""
+        if self.pipeline is None or self.leaving:
+            told = "the server is about to end" if self.leaving else "the model is being loaded"
+            raise Refused(f"{told}; try again soon", 503, OURS, "not_ready", after=5)
+        return self.pipeline
+
+    # ------------------------------------------------------------ by call
+
+    def open_live(self, owner: str, most: int, request: Request, lead: float) -> Live:
+        """A new live session of an owner who may have `most`. Raises ValueError for a request that cannot be met, and
+        Refused when there are too many."""
+        pipeline = self.ready()
+        mine = sum(live.owner == owner for live in self.lives.values())
+        if mine >= most or len(self.lives) >= self._limits.sessions:
+            told = f"{mine} live sessions of yours, {len(self.lives)} in all; end one first"
+            raise Refused(told, 429, LIMITED, "too_many_sessions")
+        direction = Direction(pipeline, request)
+        card, name = pipeline.family.card, new_id("live")
+        fragments = Fragmenter(card.fps, card.size, max(1, -(-SMALLEST_SIDE // min(card.size))))
+        stream = (fragments, Record(self._place.live(name)))
+        self.lives[name] = live = Live(name, owner, direction, stream, self._films, lead)
+        say("live session begun", session=name)
+        return live
+
+    def close_live(self, live: Live, why: str) -> None:
+        """End a live session."""
+        if self.lives.pop(live.name, None) is not None:
+            live.close(why)
+            say("live session ended", session=live.name, why=why)
+
+    def drop(self, job: str) -> None:
+        """A job was deleted: its files go."""
+        for task in self._tasks:
+            if task.job.id == job:
+                task.drop()
+        self._forget_ended()
+        self._place.remove(self._place.video(job))
+
+    # ------------------------------------------------------------ the thread
+
+    def _run(self) -> None:
+        try:
+            pipeline = self._open()
+            self.pipeline = pipeline
+            for _ in pipeline.stream(Request("warm", seconds=1.0)):
+                self._answer()
+            self.warm = True
+            say("ready", model=pipeline.family.card.name, device=str(pipeline.family.device))
+            while not self.leaving:
+                self._answer()
+                self._expire()
+                try:
+                    busy = self._turn(pipeline)
+                except DatabaseError:
+                    LOGGER.exception("the database does not answer")
+                    busy = False
+                if not busy:
+                    self._awake.wait(IDLE_SECONDS)
+                    self._awake.clear()
+        except Exception as error:
+            self.failure = error
+            LOGGER.exception("the engine failed")
+            self._leaving.set()
+            self.on_failure()
+        finally:
+            self._leave()
+
+    def _answer(self) -> None:
+        """Do what others asked for."""
+        while True:
+            try:
+                what, future = self._calls.get_nowait()
+            except queue.Empty:
+                return
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                if self._ended.is_set():
+                    self.ready()
+                future.set_result(what())
+            except BaseException as error:
+                future.set_exception(error)
+
+    def _expire(self) -> None:
+        """End live sessions that nobody has asked for anything in a while."""
+        for live in list(self.lives.values()):
+            if live.expired(self._limits.idle_seconds):
+                self.close_live(live, "idle")
+
+    def _turn(self, pipeline: Pipeline) -> bool:
+        """Do one piece of work. False when there is none."""
+        live = min((live for live in self.lives.values() if live.wants), key=lambda live: live.ahead, default=None)
+        if live is not None and self._since_job < SHARE:
+            self._since_job += 1
+            self._step_live(live)
+            return True
+        self._since_job = 0
+        task = self._task(pipeline)
+        if task is None:
+            if live is not None:
+                self._step_live(live)
+            return live is not None
+        task.step()
+        self._forget_ended()
+        return True
+
+    def _forget_ended(self) -> None:
+        self._tasks = [task for task in self._tasks if not task.ended]
+
+    def _step_live(self, live: Live) -> None:
+        begin = time.monotonic()
+        try:
+            block = live.step()
+        except Exception:
+            LOGGER.exception("live session %s", live.name)
+            live.fail("the server failed to make the next block; its log has the reason")
+            return
+        if block is not None:
+            self._metrics.made(LIVE, block, time.monotonic() - begin)
+            if not live.shown:
+                live.shown = True
+                self._metrics.first.labels(LIVE).observe(time.monotonic() - live.begun)
+
+    def _task(self, pipeline: Pipeline) -> Task | None:
+        """The job whose turn it is: one that is begun, or the next in the queue."""
+        for task in self._tasks:
+            if not task.waits:
+                return task
+        if not self._look or len(self._tasks) > FINISHING:
+            return None
+        self._look = False
+        while (job := self._books.store.claim()) is not None:
+            self._look = True
+            if job.attempts > self._limits.attempts:
+                self._books.failed(job, OURS, f"the server ended {job.attempts - 1} times while it made this video")
+                continue
+            task = Task(job, pipeline, self._books, self._hands, self._limits.save_seconds, self.wake)
+            self._tasks.append(task)
+            return task
+        return None
+
+    def _leave(self) -> None:
+        """Save what is unfinished."""
+        for task in self._tasks:
+            try:
+                task.leave()
+            except Exception:
+                LOGGER.exception("job %s", task.job.id)
+        self._tasks.clear()
+        for live in list(self.lives.values()):
+            self.close_live(live, "the server ends")
+        self._ended.set()
+        self._answer()
