@@ -73,7 +73,7 @@ def test_quiet_says_nothing(arvid: Type, done: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["cathedral"], "unknown recipe 'cathedral'; known: embedded, toy"),
+        (["cathedral"], "unknown recipe 'cathedral'; known: embedded, distill, toy"),
         (["toy", "--stage", "dance"], "recipe 'toy' has no stage 'dance'; its stages: text, latents, target, pack"),
         (["toy", "--stage", "latents", "--steps", "3"], "stage latents takes none; these do: target, text"),
         (["toy", "--runs", "a/b"], "a does not exist"),

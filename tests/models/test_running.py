@@ -260,22 +260,27 @@ def test_frames_and_latents_cross_to_decoder_and_judges() -> None:
 
 
 class Slow:
-    """A lane whose work is not seen before somebody has waited for it."""
+    """A lane whose work is not seen before somebody has waited for it; it counts who waits, and who fetches."""
 
     def __init__(self) -> None:
-        self.waited = 0
+        self.waited = self.fetched = 0
 
-    def do(self, work: Callable[[], Any], reads: Sequence[Tensor]) -> tuple[Any, Callable[[Tensor], None]]:
+    def do(self, work: Callable[[], Any], reads: Sequence[Tensor]) -> tuple[Any, Any]:
         made = work()
         first = made[0] if isinstance(made, tuple) else made
         values = first.clone()
         first.fill_(torch.nan)
 
-        def arrive(tensor: Tensor) -> None:
-            self.waited += 1
-            tensor.copy_(values)
+        class Arrival:
+            def wait(_, tensor: Tensor) -> None:
+                self.waited += 1
+                tensor.copy_(values)
 
-        return made, arrive
+            def fetch(_, tensor: Tensor) -> Tensor:
+                self.fetched += 1
+                return values
+
+        return made, Arrival()
 
 
 def decoder() -> TinyAutoencoder:
@@ -294,9 +299,11 @@ def test_the_form_of_late_frames_is_known_and_their_values_are_waited_for() -> N
     assert frames.shape[1] == frames.size(1) == 9
     assert lane.waited == 0
     assert not any(isinstance(held, Late) for held in state)
-    for used in (frames[:, 2:], torch.cat([frames[:, :1], expected], 1)[:, 1:], frames + 0, frames.cpu()):
+    assert torch.equal(frames.cpu(), expected)
+    assert (lane.waited, lane.fetched) == (0, 1), "fetching waits for these frames alone"
+    for used in (frames[:, 2:], torch.cat([frames[:, :1], expected], 1)[:, 1:], frames + 0):
         assert type(used) is Tensor
-    assert lane.waited == 4
+    assert (lane.waited, lane.fetched) == (3, 1)
     torch.testing.assert_close(frames.numpy(), expected.numpy(), rtol=0, atol=0)
 
 
