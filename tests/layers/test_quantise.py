@@ -12,7 +12,7 @@ from arvid.layers.quantise import quantise
 
 
 def test_unknown_schemes_and_a_missing_library_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="unknown quantisation 'int3'; known: fp8, fp8-dynamic, int8, int8-dynamic"):
+    with pytest.raises(ValueError, match="unknown kind of quantisation 'int3'; known: int8, int8-dynamic, fp8, fp8-dynamic"):
         quantise(nn.Linear(2, 2), "int3")
     monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
     with pytest.raises(ValueError, match=r"needs torchao; install arvid\[quantise\]"):

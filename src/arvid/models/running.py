@@ -105,23 +105,43 @@ def _linear(model: nn.Module) -> dict[str, nn.Linear]:
 # ---------------------------------------------------------------- beside the main stream
 
 
+class Arrival(Protocol):
+    """How work that was begun elsewhere is waited for."""
+
+    def wait(self, made: Tensor) -> None:
+        """Let the stream of the caller wait, not the host, until `made` can be used there."""
+        ...
+
+    def fetch(self, made: Tensor) -> Tensor:
+        """`made` in main memory; waits for it, and for nothing that was begun later."""
+        ...
+
+
+class Lane(Protocol):
+    """Where work is done beside the main stream."""
+
+    def do(self, work: Callable[[], Made], reads: Sequence[Tensor]) -> tuple[Made, Arrival]:
+        """What `work` gives, perhaps before it is done. `reads` are the tensors of the main stream that it looks at."""
+        ...
+
+
 class Late(Tensor):
     """A tensor whose values are still being made. Its form is known at once; whatever uses its values first lets the
     stream it runs on wait for them, not the host. (After `AsyncCollectiveTensor` of torch, which does the same.)"""
 
     _plain: Tensor
-    _arrive: Callable[[Tensor], None]
+    _arrival: Arrival
 
     @staticmethod
-    def of(plain: Tensor, arrive: Callable[[Tensor], None]) -> Tensor:
-        """`plain`, for whose values `arrive` waits."""
+    def of(plain: Tensor, arrival: Arrival) -> Tensor:
+        """`plain`, whose values are to be waited for."""
         late = plain.as_subclass(Late)
-        late._plain, late._arrive = plain, arrive
+        late._plain, late._arrival = plain, arrival
         return late
 
     def arrived(self) -> Tensor:
         """The plain tensor; the stream of the caller waits for its values."""
-        self._arrive(self._plain)
+        self._arrival.wait(self._plain)
         return self._plain
 
     @classmethod
@@ -131,6 +151,8 @@ class Late(Tensor):
         """Questions about the form are answered at once, everything else waits."""
         if func in FORM:
             return func(args[0]._plain, *args[1:], **(kwargs or {}))
+        if func is Tensor.cpu:
+            return args[0]._arrival.fetch(args[0]._plain)
         args, kwargs = tree_map_only(Late, Late.arrived, (args, kwargs or {}))
         return func(*args, **kwargs)
 
@@ -144,38 +166,43 @@ FORM = frozenset(
 """What can be asked of a tensor without its values."""
 
 
-class Lane(Protocol):
-    """Where work is done beside the main stream."""
-
-    def do(self, work: Callable[[], Made], reads: Sequence[Tensor]) -> tuple[Made, Callable[[Tensor], None]]:
-        """What `work` gives, perhaps before it is done, and what waits for a tensor of it. `reads` are the tensors of
-        the main stream that it looks at."""
-        ...
-
-
 class CudaLane:
-    """A CUDA stream of its own (see `Lane`)."""
+    """A CUDA stream of its own (see `Lane`), and another for what is fetched to the host: a block that is fetched shall
+    not wait for the next one, which is already queued."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self.device = device
+        self.stream, self.copies = torch.cuda.Stream(device), torch.cuda.Stream(device)
 
-    def do(self, work: Callable[[], Made], reads: Sequence[Tensor]) -> tuple[Made, Callable[[Tensor], None]]:
+    def do(self, work: Callable[[], Made], reads: Sequence[Tensor]) -> tuple[Made, Arrival]:
         """Queue `work` behind what the main stream has been told so far."""
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
             made = work()
         for tensor in reads:
             if tensor.is_cuda and not isinstance(tensor, Late):
-                tensor.record_stream(self._stream)
-        done = self._stream.record_event()
+                tensor.record_stream(self.stream)
+        return made, CudaArrival(self, self.stream.record_event())
 
-        def arrive(tensor: Tensor) -> None:
-            current = torch.cuda.current_stream(self._device)
-            current.wait_event(done)
-            tensor.record_stream(current)
 
-        return made, arrive
+class CudaArrival:
+    """Work that is done when the lane has passed an event (see `Arrival`)."""
+
+    def __init__(self, lane: CudaLane, done: torch.cuda.Event) -> None:
+        self._lane, self._done = lane, done
+
+    def wait(self, made: Tensor) -> None:
+        """Queue a wait on the current stream; the memory is kept until that stream is done with it too."""
+        current = torch.cuda.current_stream(self._lane.device)
+        current.wait_event(self._done)
+        made.record_stream(current)
+
+    def fetch(self, made: Tensor) -> Tensor:
+        """Copy on the lane's second stream; the host waits for the copy."""
+        self._lane.copies.wait_event(self._done)
+        made.record_stream(self._lane.copies)
+        with torch.cuda.stream(self._lane.copies):
+            return made.cpu()
 
 
 class AsideDecoder:
@@ -186,8 +213,8 @@ class AsideDecoder:
 
     def decode(self, z_BTCHW: Tensor, state: DecoderState | None = None) -> tuple[Tensor, DecoderState]:
         """Pixels of the next latents, on their way, and the state after them."""
-        (frames, after), arrive = self._lane.do(lambda: self.inner.decode(z_BTCHW, state), (z_BTCHW,))
-        return Late.of(frames, arrive), after
+        (frames, after), arrival = self._lane.do(lambda: self.inner.decode(z_BTCHW, state), (z_BTCHW,))
+        return Late.of(frames, arrival), after
 
 
 class AsideReward:
@@ -199,8 +226,8 @@ class AsideReward:
 
     def score(self, v_BTCHW: Tensor, prompt: str) -> Tensor:
         """Scores of frames, on their way."""
-        scores, arrive = self._lane.do(lambda: self.inner.score(v_BTCHW, prompt), (v_BTCHW,))
-        return Late.of(scores, arrive)
+        scores, arrival = self._lane.do(lambda: self.inner.score(v_BTCHW, prompt), (v_BTCHW,))
+        return Late.of(scores, arrival)
 
 
 def aside(decoder: Decoder, reward: Reward | None, device: torch.device) -> tuple[Decoder, Reward | None]:

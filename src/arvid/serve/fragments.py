@@ -23,7 +23,7 @@ from arvid.video import enlarge, to_bytes
 
 TICKS = 1000
 """Ticks of the media clock per frame."""
-OPTIONS = {"preset": "veryfast", "tune": "zerolatency", "g": "100000", "sc_threshold": "0", "profile": "high"}
+OPTIONS = {"preset": "superfast", "tune": "zerolatency", "g": "100000", "sc_threshold": "0", "profile": "high"}
 SEPARATE = {"movflags": "empty_moov+default_base_moof+frag_keyframe+skip_trailer"}
 BT709 = 1
 
