@@ -95,6 +95,15 @@ def test_packed_layers_give_the_same_numbers_under_the_same_names() -> None:
 
 
 @able
+def test_a_packed_model_that_moves_on_is_a_plain_one() -> None:
+    plain = tiny(torch.bfloat16)
+    packed = copy.deepcopy(plain)
+    pack(packed)
+    torch.testing.assert_close(flow(packed.float()), flow(plain.float()), rtol=0, atol=0)
+    assert packed.to("meta").blocks[0].ffn[0].weight.is_meta
+
+
+@able
 def test_packing_says_what_cannot_be_packed() -> None:
     with pytest.raises(ValueError, match=r"layers are torch.float32 on cpu; packed is what is torch.bfloat16 on a CPU"):
         pack(tiny())

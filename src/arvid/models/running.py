@@ -54,18 +54,28 @@ def _through(layers: nn.Sequential) -> Callable[[Tensor], Tensor]:
 
 class PackedLinear(nn.Linear):
     """A linear layer whose matrix is also kept in the order in which oneDNN multiplies; without that it is put in
-    order at every call. For inference only: a change of the weight is not noticed."""
+    order at every call. For inference only: a change of the weight is not noticed. Moved to another device or type it
+    is a plain layer."""
 
     def __init__(self, plain: nn.Linear) -> None:
         with torch.device("meta"):
             super().__init__(plain.in_features, plain.out_features, plain.bias is not None)
         self.weight, self.bias = plain.weight, plain.bias
-        self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach())
+        self._packed: Tensor | None = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         """As in `nn.Linear`."""
+        if self._packed is None:
+            return super().forward(x)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return out
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
+        before = (self.weight.device, self.weight.dtype)
+        super()._apply(fn, recurse)
+        if (self.weight.device, self.weight.dtype) != before:
+            self._packed = None
+        return self
 
 
 def pack(model: nn.Module) -> int:
