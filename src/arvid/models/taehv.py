@@ -2,7 +2,8 @@
 
 Knows: the layout and the names of its checkpoint (taew2_1), its squashing of latents and its pixel range.
 Does not know: how its memory blocks work (models/tae.py, whose layers it is made of), who looks at its frames. It
-decodes the latents the transformer makes as they are: no statistics are applied (Ollin Boer Bohan, github.com/madebyollin/taehv).
+decodes the latents the transformer makes as they are: no statistics are applied (Ollin Boer Bohan,
+github.com/madebyollin/taehv).
 
 Legend: B batch, T frames, C channels, H height, W width; pixels v_BTCHW in [-1, 1]; latents z_BTCHW of unit variance.
 """
