@@ -72,7 +72,7 @@ class PackedLinear(nn.Linear):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
         before = (self.weight.device, self.weight.dtype)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if (self.weight.device, self.weight.dtype) != before:
             self._packed = None
         return self
