@@ -5,13 +5,11 @@ from __future__ import annotations
 import itertools
 
 import pytest
-import torch
 from torch import equal
 
 from arvid.pipeline import Pipeline, Request
-from arvid.serve import direction as module
-from arvid.serve.direction import MOST, Direction, bytes_of
-from arvid.types import Block, Span
+from arvid.serve.direction import RECENT, SPARSE, Direction
+from arvid.types import Block
 from serve.running import OTHER, PROMPT
 
 REQUEST = Request(PROMPT, seconds=6.0, router="stride:k=3")
@@ -81,28 +79,9 @@ def test_states_stay_few(pipeline: Pipeline) -> None:
     direction = Direction(pipeline, Request(PROMPT, seconds=40.0, router="draft"))
     for _ in range(50):
         direction.step()
-    assert len(direction._states) <= 1 + MOST
+    assert len(direction._states) <= 2 + RECENT + SPARSE
     gaps = sorted(direction._states)
     assert max(b - a for a, b in itertools.pairwise(gaps)) <= 16
-
-
-def test_large_states_are_fewer(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    direction = Direction(pipeline, Request(PROMPT, seconds=10.0, router="draft"))
-    made(direction, 4)
-    monkeypatch.setattr(module, "MOST_BYTES", 3 * bytes_of(direction._states[4].parts))
-    made(direction, 8)
-    assert len(direction._states) <= 5
-    monkeypatch.setattr(module, "MOST_BYTES", 0)
-    made(direction, 1)
-    assert sorted(direction._states) == [0, 13]
-    direction.back(12)
-    assert made(direction, 1)[0].move.index == 12
-
-
-def test_memory_that_is_shared_counts_once() -> None:
-    x = torch.zeros(4, 8)
-    assert bytes_of({"a": (x[0], [x[1]]), "b": x}) == x.numel() * 4
-    assert bytes_of((x, torch.zeros(2), None, "text", Span(0, 1))) == x.numel() * 4 + 8
 
 
 def test_what_cannot_be_done_changes_nothing(pipeline: Pipeline) -> None:
