@@ -29,24 +29,11 @@ def compile_blocks(model: CausalWan, mode: str = "default") -> int:
     compiled parts. What depends on the past (its length grows until the window is full) stays as it is, so no block
     has anything compiled anew; all layers share one graph. `mode` is torch's: `reduce-overhead` records CUDA graphs.
     The first pass takes the time of compiling."""
-    parts: list[tuple[nn.Module, Callable[..., Any]]] = []
     for block in model.blocks:
         assert isinstance(block, WanBlock)
-        parts += [(block.cross_attn, block.cross_attn.forward), (block.ffn, _through(block.ffn))]
-    for part, forward in parts:
-        part.forward = torch.compile(forward, mode=mode, dynamic=False, fullgraph=True)
-    return len(parts)
-
-
-def _through(layers: nn.Sequential) -> Callable[[Tensor], Tensor]:
-    """Layers one after the other, as a function: torch compiles no `nn.Sequential` by itself."""
-
-    def forward(x: Tensor) -> Tensor:
-        for layer in layers:
-            x = layer(x)
-        return x
-
-    return forward
+        for part in (block.enter, block.leave):
+            setattr(block, part.__name__, torch.compile(part, mode=mode, dynamic=False, fullgraph=True))
+    return 2 * len(model.blocks)
 
 
 # ---------------------------------------------------------------- packed for a CPU

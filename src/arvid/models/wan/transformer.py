@@ -73,19 +73,22 @@ class Projections(nn.Module):
 class SelfAttention(Projections):
     """Attention of a block's tokens to the past on view and to themselves."""
 
-    def forward(self, x_BLD: Tensor, layer: int, reading: Reading) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Output [B, L, D], and the block's unrotated keys and values [B, L, N, E]."""
+    def ask(self, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, L, N, E] of a block's tokens, not rotated."""
         split = (self.heads, -1)
         q = self.norm_q(self.q(x_BLD)).unflatten(-1, split)
         k = self.norm_k(self.k(x_BLD)).unflatten(-1, split)
-        v = self.v(x_BLD).unflatten(-1, split)
-        keys, values = rotate(k, reading.angles_LE), v
-        past = reading.view.read(layer, Ask(reading, layer, q, (k, v)))
+        return q, k, self.v(x_BLD).unflatten(-1, split)
+
+    def look(self, q_BLNE: Tensor, k_BLNE: Tensor, v_BLNE: Tensor, layer: int, reading: Reading) -> Tensor:
+        """What the tokens find in the past on view and among themselves [B, L, D]."""
+        keys, values = rotate(k_BLNE, reading.angles_LE), v_BLNE
+        past = reading.view.read(layer, Ask(reading, layer, q_BLNE, (k_BLNE, v_BLNE)))
         seen = None if past is None else Seen(*past)
         if seen is not None:
-            keys, values = torch.cat([seen.keys, keys], 1), torch.cat([seen.values, v], 1)
-        out = attend(rotate(q, reading.angles_LE), keys, values, reading.mask(seen, q.dtype))
-        return self.o(out.flatten(2)), (k, v)
+            keys, values = torch.cat([seen.keys, keys], 1), torch.cat([seen.values, v_BLNE], 1)
+        mask = reading.mask(seen, q_BLNE.dtype)
+        return attend(rotate(q_BLNE, reading.angles_LE), keys, values, mask).flatten(2)
 
 
 class CrossAttention(Projections):
@@ -119,15 +122,25 @@ class WanBlock(nn.Module):
         self, x_BTPD: Tensor, time_BT6D: Tensor, text: tuple[Tensor, Tensor], layer: int, reading: Reading
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The residual stream (fp32) and what the past would need of these frames."""
-        dtype, frames = self.self_attn.q.weight.dtype, x_BTPD.shape[1]
-        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + time_BT6D.float()).unsqueeze(3).unbind(2)
-        h = torch.addcmul(shift1, plain_norm(x_BTPD, EPS), 1 + scale1).to(dtype)
-        y, memory = self.self_attn(h.flatten(1, 2), layer, reading)
-        x_BTPD = torch.addcmul(x_BTPD, y.unflatten(1, (frames, -1)).float(), gate1)
+        q, k, v = self.enter(x_BTPD, time_BT6D)
+        return self.leave(x_BTPD, self.self_attn.look(q, k, v, layer, reading), time_BT6D, text), (k, v)
+
+    def enter(self, x_BTPD: Tensor, time_BT6D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, L, N, E]. Tensors in, tensors out, of the same shapes for every block."""
+        shift, scale = (self.modulation[:, :2] + time_BT6D[:, :, :2].float()).unsqueeze(3).unbind(2)
+        h = torch.addcmul(shift, plain_norm(x_BTPD, EPS), 1 + scale).to(self.self_attn.q.weight.dtype)
+        return self.self_attn.ask(h.flatten(1, 2))
+
+    def leave(self, x_BTPD: Tensor, found_BLD: Tensor, time_BT6D: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
+        """The residual stream behind both attentions and the feed-forward, given what self-attention found."""
+        dtype, frames = found_BLD.dtype, x_BTPD.shape[1]
+        gate1, shift, scale, gate2 = (self.modulation[:, 2:] + time_BT6D[:, :, 2:].float()).unsqueeze(3).unbind(2)
+        y = self.self_attn.o(found_BLD).unflatten(1, (frames, -1))
+        x_BTPD = torch.addcmul(x_BTPD, y.float(), gate1)
         h = nn.functional.layer_norm(x_BTPD, x_BTPD.shape[-1:], self.norm3.weight.float(), self.norm3.bias.float(), EPS)
         x_BTPD = x_BTPD + self.cross_attn(h.to(dtype).flatten(1, 2), text).unflatten(1, (frames, -1))
-        h = torch.addcmul(shift2, plain_norm(x_BTPD, EPS), 1 + scale2).to(dtype)
-        return torch.addcmul(x_BTPD, self.ffn(h).float(), gate2), memory
+        h = torch.addcmul(shift, plain_norm(x_BTPD, EPS), 1 + scale).to(dtype)
+        return torch.addcmul(x_BTPD, self.ffn(h).float(), gate2)
 
 
 class Head(nn.Module):
@@ -159,9 +172,10 @@ class Reading:
         mask = view.mask(frames)
         self._tokens = grid[0] * grid[1]
         self._mask_LM = None if mask is None else self._per_token(mask.to(device))
-        own = torch.tensor(places.own, device=device)
-        nearness = -places.decay * (own[:, None] - own).abs().float()
-        self._decay_LL = self._per_token(nearness) if places.decay else None
+        self._decay_LL: Tensor | None = None
+        if places.decay:
+            own = torch.tensor(places.own, device=device)
+            self._decay_LL = self._per_token(-places.decay * (own[:, None] - own).abs().float())
 
     @cached_property
     def level(self) -> float:
