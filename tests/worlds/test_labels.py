@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from arvid.worlds import shapes
-from arvid.worlds.grammar import SHAPES, SIZES
+from arvid.worlds.grammar import SHAPES, SIZES, THING_COLOURS
 from arvid.worlds.labels import CELL, label
 
 PROMPT = "a large red circle moves right quickly on a black background"
@@ -22,7 +22,8 @@ def test_cells_name_shape_and_size_where_the_thing_covers_them_and_nothing_elsew
     share = found.things_THW.reshape(20, 8, CELL, 8, CELL).mean((2, 4))
     assert set(found.shape_TYX[share > 0.3]) == {1 + SHAPES.index("circle")}
     assert set(found.size_TYX[share > 0.3]) == {1 + SIZES.index("large")}
-    assert not found.shape_TYX[share == 0].any()
+    assert set(found.colour_TYX[share > 0.3]) == {1 + THING_COLOURS.index("red")}
+    assert not found.shape_TYX[share == 0].any() and not found.colour_TYX[share == 0].any()
 
 
 def test_velocity_is_the_pace_of_the_middle_of_the_thing() -> None:

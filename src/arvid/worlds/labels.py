@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from arvid.worlds import shapes
-from arvid.worlds.grammar import SHAPES, SIZES
+from arvid.worlds.grammar import SHAPES, SIZES, THING_COLOURS
 
 CELL = 8
 """Pixels along one side of a cell: one latent cell of an autoencoder that shrinks by 8."""
@@ -23,12 +23,13 @@ COVERED = 0.12
 
 @dataclass(frozen=True)
 class Labels:
-    """Per cell: `shape_TYX` and `size_TYX` uint8 (0 nothing, else 1 + index in SHAPES, SIZES) and `velocity_TYX2`
-    float16, x and y in pixels per frame of a 64-pixel film (0 where nothing stands and in a film's first frame);
-    `things_THW` bool, the pixels that belong to things."""
+    """Per cell: `shape_TYX`, `size_TYX` and `colour_TYX` uint8 (0 nothing, else 1 + index in SHAPES, SIZES,
+    THING_COLOURS) and `velocity_TYX2` float16, x and y in pixels per frame of a 64-pixel film (0 where nothing stands
+    and in a film's first frame); `things_THW` bool, the pixels that belong to things."""
 
     shape_TYX: np.ndarray
     size_TYX: np.ndarray
+    colour_TYX: np.ndarray
     velocity_TYX2: np.ndarray
     things_THW: np.ndarray
 
@@ -42,7 +43,7 @@ def label(prompt: str, seed: int, frames: int, size: int = shapes.SIZE) -> Label
         raise ValueError(f"a film of {size} pixels has no whole cells of {CELL}; give a multiple of {CELL}")
     cells = size // CELL
     shape = np.zeros((frames, cells, cells), np.uint8)
-    large, things = np.zeros_like(shape), np.zeros((frames, size, size), bool)
+    large, colour, things = np.zeros_like(shape), np.zeros_like(shape), np.zeros((frames, size, size), bool)
     velocity = np.zeros((frames, cells, cells, 2), np.float16)
     for take in shapes.takes(prompt, seed, frames):
         most = np.full((take.stop - take.start, cells, cells), COVERED, np.float32)
@@ -55,9 +56,10 @@ def label(prompt: str, seed: int, frames: int, size: int = shapes.SIZE) -> Label
             most = np.maximum(most, share)
             shape[part][here] = 1 + SHAPES.index(track.thing.shape)
             large[part][here] = 1 + SIZES.index(track.thing.size)
+            colour[part][here] = 1 + THING_COLOURS.index(track.thing.colour)
             pace = np.diff(track.path_T2, axis=0, prepend=track.path_T2[:1]) * shapes.SIZE
             velocity[part][here] = np.broadcast_to(pace[:, None, None], (*here.shape, 2))[here]
-    return Labels(shape, large, velocity, things)
+    return Labels(shape, large, colour, velocity, things)
 
 
 def _cover(take: shapes.Take, track: shapes.Track, size: int) -> np.ndarray:
