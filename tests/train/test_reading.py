@@ -1,4 +1,4 @@
-"""What a model must tell half-way: cells in their places, labels of the frames that a pass shows, a loss of known value."""
+"""What a model must tell half-way: cells in their places, labels of the frames a pass shows, a loss of known value."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Reading out: what a model works out half-way must tell, cell by cell, what stands where.
 
-Knows: how hidden states of a pass are caught, a linear reader's loss, which passes of teacher forcing show which frames.
+Knows: how hidden states of a pass are caught, a linear reader's loss, which frames each pass of teacher forcing shows.
 Does not know: where labels come from, the flow's own loss (train/flow.py), networks beyond that they have blocks.
 After REPA (2410.06940), which aligns a diffusion transformer's middle with a vision model's features; here the labels
 of a rendered world stand for the vision model. The reader is thrown away after training: inference is the same.
