@@ -117,11 +117,9 @@ def test_published_sizes(config: WanConfig, billions: float) -> None:
     assert config.dim // config.num_heads == 128
 
 
-def test_the_embedded_drafter_costs_at_most_a_fourth_of_the_target() -> None:
-    """A sixth is what it shall be: it is sized for a target of twelve blocks, and the target has eight so far."""
+def test_the_embedded_drafter_costs_at_most_a_sixth_of_the_target() -> None:
     target, drafter = (flops_per_token(PRESETS[name], 12 * 16) for name in ("embedded-target", "embedded-drafter"))
-    assert drafter * 4 <= target
-    assert drafter * 6 <= flops_per_token(replace(PRESETS["embedded-target"], num_layers=12), 12 * 16)
+    assert drafter * 6 <= target
 
 
 def test_every_frame_has_its_own_noise_level() -> None:

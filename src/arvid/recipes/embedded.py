@@ -31,12 +31,14 @@ from arvid.models.wan.presets import EMBEDDED_DRAFTER, EMBEDDED_TARGET
 from arvid.models.wan.transformer import CausalWan, WanConfig
 from arvid.rewards.frame import FrameReward
 from arvid.train.autoencoder import Decoding, LabelledClips, Probe, Reconstruction, psnr
-from arvid.train.flow import FlowBatch, TeacherForcing
+from arvid.train.flow import FlowBatch
+from arvid.train.guidance import GuidedForcing
+from arvid.train.reading import CellReader, ReadForcing, Told, ToldBatch
 from arvid.train.reward import Faithfulness, PairBatch, Pairs
 from arvid.train.text import Captions, Reader, Reading, accuracy, vocabulary
 from arvid.train.trainer import TrainConfig, train
 from arvid.worlds import captions, shapes
-from arvid.worlds.grammar import SHAPES, SIZES
+from arvid.worlds.grammar import SHAPES, SIZES, THING_COLOURS
 from arvid.worlds.labels import Labels, label
 
 Report = Callable[[dict[str, float]], None]
@@ -219,6 +221,8 @@ PART, FIRSTS = 50, 200
 """A part of the latents: so many whole clips, and so many other clips' first blocks alone."""
 TOGETHER = 10
 """First blocks that go with every whole clip of a batch."""
+GUIDANCE = 2.0
+"""Scale of the guidance that first blocks learn."""
 UNTOLD = 0.1
 """Share of clips that are shown without their text, so that a model can be guided away from what it makes untold."""
 _MODELS: dict[str, tuple[TinyAutoencoder, TextEncoder]] = {}
@@ -226,7 +230,8 @@ _MODELS: dict[str, tuple[TinyAutoencoder, TextEncoder]] = {}
 
 def encoded(job: tuple[str, int]) -> dict[str, Tensor]:
     """One part: latents [50, 21, C, h, w] and text [50, 64, D] of whole clips, `first` [200, 3, C, h, w] and
-    `first_text` of first blocks; fp16. One thread: parts are made side by side."""
+    `first_text` of first blocks, fp16; and what stands in their cells (see `told`) as `latents_classes`,
+    `latents_velocity`, `first_classes`, `first_velocity`. One thread: parts are made side by side."""
     runs, part = Path(job[0]), job[1]
     torch.set_num_threads(1)
     if job[0] not in _MODELS:
@@ -236,12 +241,23 @@ def encoded(job: tuple[str, int]) -> dict[str, Tensor]:
     kinds = (("latents", "text", PART, PIXEL_FRAMES), ("first", "first_text", FIRSTS, TIME_STRIDE * (BLOCK - 1) + 1))
     for name, words, count, frames in kinds:
         start = (100000 if name == "latents" else 1000000) + part * count
-        rows = [clip((number, False, LEVELS), frames) for number in range(start, start + count)]
+        jobs = [(number, False, LEVELS) for number in range(start, start + count)]
+        rows = [clip(job, frames) for job in jobs]
+        made |= {f"{name}_{what}": x for what, x in told(jobs, [row[0] for row in rows], frames).items()}
         with torch.inference_mode():
             z = [model.encode(to_pixels(np.stack([row[1] for row in rows[i : i + 10]]))) for i in range(0, count, 10)]
             text = [encoder.encode([row[0] for row in rows[i : i + 50]]) for i in range(0, count, 50)]
         made[name], made[words] = torch.cat(z).to(torch.float16), torch.cat(text).to(torch.float16)
     return made
+
+
+def told(jobs: list[tuple[int, bool, tuple[int, ...]]], prompts: list[str], frames: int) -> dict[str, Tensor]:
+    """What stands in every cell of every latent frame of clips: `classes` [N, T, Y, X, 3] uint8 (shape, size, colour)
+    and `velocity` [N, T, Y, X, 2] fp16."""
+    found = [label(prompt, number, frames) for prompt, (number, _, _) in zip(prompts, jobs, strict=True)]
+    classes = [np.stack([row.shape_TYX, row.size_TYX, row.colour_TYX], -1)[::TIME_STRIDE] for row in found]
+    velocity = [row.velocity_TYX2[::TIME_STRIDE] for row in found]
+    return {"classes": torch.from_numpy(np.stack(classes)), "velocity": torch.from_numpy(np.stack(velocity))}
 
 
 def latents(runs: Path, sizes: Sizes, report: Report) -> None:
@@ -258,35 +274,49 @@ def latents(runs: Path, sizes: Sizes, report: Report) -> None:
             report({"clips": float((part + 1) * PART)})
 
 
+class Encoded:
+    """The parts that `latents` made, in memory, and batches of them."""
+
+    def __init__(self, directory: Path) -> None:
+        parts = [load_file(path) for path in sorted(directory.glob("*.safetensors"))]
+        self.rows = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+    def batch(self, step: int, size: int) -> ToldBatch:
+        """`size` whole clips and TOGETHER times as many first blocks: a pure function of the step."""
+        rng, rows = np.random.default_rng([11, step]), self.rows
+        whole = torch.from_numpy(rng.integers(0, len(rows["latents"]), size))
+        more = torch.from_numpy(rng.integers(0, len(rows["first"]), TOGETHER * size))
+        said = torch.from_numpy(rng.random(size + len(more)) >= UNTOLD).float()[:, None, None]
+        clips = FlowBatch(
+            rows["latents"][whole].float(), rows["text"][whole].float() * said[:size],
+            (rows["first"][more].float(), rows["first_text"][more].float() * said[size:]),
+        )  # fmt: skip
+        return ToldBatch(
+            clips,
+            Told(rows["latents_classes"][whole], rows["latents_velocity"][whole].float()),
+            Told(rows["first_classes"][more], rows["first_velocity"][more].float()),
+        )
+
+
 def flow(runs: Path, name: str, config: WanConfig, steps: int, batch: int, rate: float, report: Report) -> None:
     """A transformer by teacher forcing on the latents of `latents`; from `start.safetensors` in its folder if there is
     one (weights of the same widths and at most as many blocks, to train them further), else from nothing."""
-    parts = [load_file(path) for path in sorted((runs / "latents").glob("*.safetensors"))]
-    z, words, first, first_words = (
-        torch.cat([part[key] for part in parts]) for key in ("latents", "text", "first", "first_text")
-    )
-
-    def source(step: int) -> FlowBatch:
-        rng = np.random.default_rng([11, step])
-        whole = torch.from_numpy(rng.integers(0, len(z), batch))
-        more = torch.from_numpy(rng.integers(0, len(first), TOGETHER * batch))
-        said = torch.from_numpy(rng.random(batch + len(more)) >= UNTOLD).float()[:, None, None]
-        return FlowBatch(
-            z[whole].float(), words[whole].float() * said[:batch],
-            (first[more].float(), first_words[more].float() * said[batch:]),
-        )  # fmt: skip
-
+    data = Encoded(runs / "latents")
     model = CausalWan(config)
     model.initialise(torch.Generator().manual_seed(0))
     start = runs / name / "start.safetensors"
     if start.exists():
         model.load_state_dict(deepen({key: value.float() for key, value in load_file(start).items()}, config))
-    objective = TeacherForcing(model, FRAMES, BLOCK, Window(WINDOW))
+    reader = CellReader(config.dim, config.patch_size[1:], (len(SHAPES) + 1, len(SIZES) + 1, len(THING_COLOURS) + 1))
+    forcing = GuidedForcing(model, FRAMES, BLOCK, Window(WINDOW), GUIDANCE)
+    objective = ReadForcing(forcing, reader, model.blocks[config.num_layers // 2])
     settings = TrainConfig(
         steps, learning_rate=rate, warmup=100, average=0.997, weight_decay=0.02, save_every=100, muon="blocks."
     )
-    average = train(model, objective, source, settings, runs / name, None, report)
-    save_file({k: v.to(torch.bfloat16).contiguous() for k, v in average.items()}, runs / name / "model.safetensors")
+    trained = nn.ModuleDict({"model": model, "reader": reader})
+    average = train(trained, objective, lambda step: data.batch(step, batch), settings, runs / name, None, report)
+    weights = {key.removeprefix("model."): value for key, value in average.items() if key.startswith("model.")}
+    save_file({k: v.to(torch.bfloat16).contiguous() for k, v in weights.items()}, runs / name / "model.safetensors")
 
 
 def target(runs: Path, sizes: Sizes, report: Report) -> None:

@@ -135,18 +135,34 @@ def spread(values_BN: Tensor, block: int, frames: int) -> Tensor:
     return values_BN.repeat_interleave(block, 1)[:, :frames]
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """First blocks made noisy: mixed and noise [N, T, C, H, W], levels [N, T]."""
+
+    mixed_NTCHW: Tensor
+    noise_NTCHW: Tensor
+    sigma_NT: Tensor
+
+    @classmethod
+    def of(cls, z_NTCHW: Tensor, shift: float, generator: torch.Generator) -> Drawn:
+        """At levels spread evenly over the batch."""
+        size, frames = z_NTCHW.shape[:2]
+        tau = (torch.arange(size) + torch.rand(size, generator=generator)) / size
+        sigma_NT = shifted(tau, shift)[:, None].expand(-1, frames).to(z_NTCHW.device)
+        noise = noise_like(z_NTCHW, generator)
+        return cls(noised(z_NTCHW, noise, sigma_NT), noise, sigma_NT)
+
+    def flow(self, model: FlowModel, text_NSD: Tensor) -> Tensor:
+        """The model's flow of them, which see nothing but themselves, with the weights it then holds."""
+        return joint(model, self.mixed_NTCHW, self.sigma_NT, text_NSD, GatheredView((), [()], 0))
+
+
 def first_blocks(
     model: FlowModel, z_NTCHW: Tensor, text_NSD: Tensor, shift: float, generator: torch.Generator
 ) -> Tensor:
-    """Mean squared error of the flow of first blocks, which see nothing but themselves, at levels spread evenly over
-    the batch. Called with the weights that the model then holds."""
-    size, frames = z_NTCHW.shape[:2]
-    tau = (torch.arange(size) + torch.rand(size, generator=generator)) / size
-    sigma_NT = shifted(tau, shift)[:, None].expand(-1, frames).to(z_NTCHW.device)
-    noise = noise_like(z_NTCHW, generator)
-    mixed = noised(z_NTCHW, noise, sigma_NT)
-    flow_NTCHW = joint(model, mixed, sigma_NT, text_NSD, GatheredView((), [()], 0))
-    return (flow_NTCHW - (noise - z_NTCHW)).square().mean()
+    """Mean squared error of the flow of first blocks. Called with the weights that the model then holds."""
+    drawn = Drawn.of(z_NTCHW, shift, generator)
+    return (drawn.flow(model, text_NSD) - (drawn.noise_NTCHW - z_NTCHW)).square().mean()
 
 
 class Passes:
@@ -215,11 +231,13 @@ class TeacherForcing:
         loss, first = error_BT.mean(), error_BT[:, : self.block].mean()
         if batch.first is not None:
             z_NTCHW, text_NSD = batch.first
-            first = lend(
-                self.model, weights, lambda: first_blocks(self.model, z_NTCHW, text_NSD, self.shift, generator)
-            )
+            first = lend(self.model, weights, lambda: self.firsts(z_NTCHW, text_NSD, generator))
             loss = loss + self.first_weight * first
         return {"loss": loss, "all": error_BT.mean().detach(), "first": first.detach()}
+
+    def firsts(self, z_NTCHW: Tensor, text_NSD: Tensor, generator: torch.Generator) -> Tensor:
+        """The loss of first blocks of other clips, with the weights the model then holds."""
+        return first_blocks(self.model, z_NTCHW, text_NSD, self.shift, generator)
 
     def _levels(self, size: int, generator: torch.Generator) -> Tensor:
         """One level per block: tau uniform, one block of a clip in each of equal parts of [0, 1], then shifted."""

@@ -105,4 +105,6 @@ class ReadForcing:
         return {**numbers, "loss": numbers["loss"] + WEIGHT * read, "read": read.detach(), "right": rights[0]}
 
     def _catch(self, block: nn.Module, given: tuple[Any, ...], made: tuple[Tensor, Any]) -> None:
-        self._seen.append(made[0])
+        # A pass without gradients is asked for its estimate; there is nothing to teach it.
+        if torch.is_grad_enabled():
+            self._seen.append(made[0])

@@ -9,7 +9,7 @@ from arvid.models.wan.transformer import WanConfig
 
 WAN_1_3B = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
 WAN_14B = WanConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
-EMBEDDED_TARGET = WanConfig(dim=256, ffn_dim=1024, num_heads=4, num_layers=8, text_dim=128, text_len=64)
+EMBEDDED_TARGET = WanConfig(dim=256, ffn_dim=1024, num_heads=4, num_layers=12, text_dim=128, text_len=64)
 EMBEDDED_DRAFTER = WanConfig(dim=192, ffn_dim=768, num_heads=3, num_layers=3, text_dim=128, text_len=64)
 
 PRESETS = {
