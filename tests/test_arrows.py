@@ -25,6 +25,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "evals": frozenset({"types", "rewards", "worlds", "video"}),
     "train": frozenset({"types", "samplers", "caches", "rollout", "rewards", "worlds"}),
     "pipeline": frozenset({"types", "spec", "samplers", "caches", "models", "rewards", "rollout", "video"}),
+    "families": frozenset({"types", "models", "rewards", "pipeline"}),
     "serve": frozenset({"types", "pipeline", "rollout", "video"}),
 }
 FREE = frozenset({"cli", "recipes", "__main__", "__init__"})

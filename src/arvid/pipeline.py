@@ -21,14 +21,18 @@ from arvid import spec
 from arvid.caches.policies import POLICIES, remember
 from arvid.caches.positions import POSITIONS
 from arvid.models.family import Card, load_autoencoder, load_transformer, read_card
+from arvid.models.placement import bare
 from arvid.models.tae import SPACE_STRIDE, TIME_STRIDE
 from arvid.models.text import TextEncoder
 from arvid.models.wan.transformer import CausalWan
+from arvid.rewards.block import BlockJudge
 from arvid.rewards.frame import FrameReward
-from arvid.rollout.flow import FlowWalker
+from arvid.rewards.latent import LatentJudge
+from arvid.rollout.flow import FlowWalker, Pending
 from arvid.rollout.guard import GUARDS, Guard, Off
 from arvid.rollout.judging import Routing
 from arvid.rollout.reach import Reach
+from arvid.rollout.replay import Timed
 from arvid.rollout.routers import ROUTERS, Draft, Target
 from arvid.rollout.session import KEPT, Crew, JudgeOf, Session, Wire
 from arvid.rollout.specs import FRAME, Spec
@@ -41,6 +45,7 @@ from arvid.samplers.grids import few_step
 from arvid.samplers.noise import SeededNoise
 from arvid.samplers.plans import sequential, validate
 from arvid.samplers.steps import STEPS
+from arvid.samplers.timetable import Timetable
 from arvid.types import Block, BlockReward, Decoder, Denoiser, Listener, Plan, Reward
 
 EMBEDDED = Path(__file__).parent / "weights" / "embedded"
@@ -83,6 +88,14 @@ class Encoder(Protocol):
         ...
 
 
+class Text(Protocol):
+    """What makes embeddings of prompts."""
+
+    def encode(self, prompts: list[str]) -> Tensor:
+        """Embeddings [B, L, D] of prompts, zero beyond each prompt."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Family:
     """The parts of a pair that work together, and their card. `judges` score whole blocks, by the name that a router
@@ -92,7 +105,7 @@ class Family:
     target: Denoiser
     drafter: Denoiser | None
     decoder: Decoder
-    text: TextEncoder
+    text: Text
     reward: Reward | None
     device: torch.device
     judges: Mapping[str, BlockReward] = field(default_factory=dict)
@@ -109,15 +122,32 @@ class Result:
 
 
 def load(directory: Path = EMBEDDED, device: str = "cpu") -> Family:
-    """A family from its directory. Raises ValueError for missing, damaged or foreign files."""
+    """A family from its directory, with the judges of blocks that lie in its folders `latent_judge` and `block_judge`.
+    Raises ValueError for missing, damaged or foreign files."""
     where, card = torch.device(device), read_card(directory)
     text = TextEncoder.load(directory / "text").to(where)
     drafter = load_transformer(directory, card, "drafter", where) if "drafter" in card.parts else None
     reward = FrameReward.load(directory / "reward", text.encode).to(where) if "reward" in card.parts else None
     return Family(
         card, load_transformer(directory, card, "target", where), drafter,
-        load_autoencoder(directory, card, where), text, reward, where,
+        load_autoencoder(directory, card, where), text, reward, where, _judges(directory, where),
     )  # fmt: skip
+
+
+def _judges(directory: Path, device: torch.device) -> dict[str, BlockReward]:
+    found: dict[str, BlockReward] = {}
+    if (directory / "latent_judge").is_dir():
+        found["latent"] = LatentJudge.load(directory / "latent_judge").to(device)
+    if (directory / "block_judge").is_dir():
+        found["block"] = BlockJudge.load(directory / "block_judge").to(device)
+    return found
+
+
+class _OneByOne(FlowWalker):
+    """A walker that writes pending blocks one after the other, each in a pass of its own and without a mask."""
+
+    def _groups(self) -> list[list[Pending]]:
+        return [[entry] for group in super()._groups() for entry in group]
 
 
 class Pipeline:
@@ -145,8 +175,8 @@ class Pipeline:
         spec.build(request.positions or POSITIONS_AS_TRAINED, POSITIONS, "positions")
         spec.build(request.guard or "off", GUARDS, "guard")
         router = self._router(request)
-        sigmas = few_step(router.steps or card.steps)
-        first = few_step(router.first_steps) if router.first_steps else None
+        sigmas = self._levels(router.steps)
+        first = self._levels(router.first_steps) if router.first_steps else None
         plan = sequential(self.latent_frames(request.seconds, given), card.block, sigmas, first)
         if given:
             known = sequential(given, card.block, sigmas)
@@ -161,6 +191,13 @@ class Pipeline:
             validate(plan)
         self.changes(request, plan, given)
         return router, plan
+
+    def _levels(self, steps: int) -> tuple[float, ...]:
+        """The levels of a walk of so many passes; 0: the family's own."""
+        own = self.family.card.steps
+        if isinstance(own, int):
+            return few_step(steps or own)
+        return few_step(steps, own.shift) if steps else Timetable(own.shift).levels(own.timesteps)
 
     def _router(self, request: Request) -> Spec:
         """Raises ValueError when the family lacks what a router uses."""
@@ -271,11 +308,16 @@ class Pipeline:
         policy = spec.build(request.past or card.past, POLICIES, "past")
         positions = spec.build(request.positions or POSITIONS_AS_TRAINED, POSITIONS, "positions")
         past = remember(policy, card.block, positions)
-        layers = denoiser.config.num_layers if isinstance(denoiser, CausalWan) else 0
+        model = bare(denoiser)
+        layers = model.config.num_layers if isinstance(model, CausalWan) else 0
         reach = Reach(policy, layers) if layers and policy.whole else None
-        # On a GPU a pass of a large model is bound by its arithmetic, and a mask costs it the fastest attention.
-        riding = self.family.device.type == "cpu"
-        return FlowWalker(name, denoiser, past, STEPS[card.step], clock, reach, riding)
+        if not isinstance(card.steps, int):
+            denoiser = Timed(denoiser, card.steps.timesteps, Timetable(card.steps.shift))
+        # On a GPU a pass of a large model is bound by its arithmetic, a mask costs it the fastest attention, and the
+        # keys of many blocks at once cost it more memory than all the rest of a run.
+        if self.family.device.type != "cpu":
+            return _OneByOne(name, denoiser, past, STEPS[card.step], clock, reach)
+        return FlowWalker(name, denoiser, past, STEPS[card.step], clock, reach, riding=True)
 
     def generate(self, request: Request, listeners: tuple[Listener, ...] = ()) -> Result:
         """A whole video: the stream, consumed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ import typer
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from arvid.cli import bench
+from arvid.cli import bench, bench_family
 from arvid.cli import bench_speculation as running
 from arvid.cli.main import Careful
 from arvid.evals import speculation
@@ -69,7 +70,7 @@ def test_a_run_leaves_a_table_a_report_and_a_page(
 ) -> None:
     monkeypatch.setattr(running, "CALIBRATION_PROMPTS", 2)
     some = ["first", "draft", "reward:tau=q50", "reward:tau=inf", "reward:tau=-inf", "target:steps=2"]
-    some.append("refine:levels=0.8")
+    some += ["refine:levels=0.8", "verify:tau=q50,draft_steps=1"]
     listing = tmp_path / "policies.txt"
     listing.write_text("# some\n" + "\n".join(some[2:]) + "\n\n")
     options = ["--prompts", "2", "--seeds", "2", "--seconds", "2", "--levels", "1", "--policies", str(listing)]
@@ -82,7 +83,21 @@ def test_a_run_leaves_a_table_a_report_and_a_page(
     rows = {row["policy"]: row for row in report["rows"]}
     assert all(row.keys() >= EXACTLY for row in report["rows"])
     assert [row["policy"] for row in report["rows"]] == report["config"]["policies"]
-    assert len(report["videos"]) == 8 * 2 * 2
+    assert len(report["videos"]) == 9 * 2 * 2
+    calibrations = report["config"]["calibrations"]
+    assert calibrations.keys() == {"reward:tau=-inf", "verify:tau=-inf,draft_steps=1"}
+    assert report["config"]["calibration_scores"] == calibrations["reward:tau=-inf"]
+    verify = next(row for row in report["rows"] if row["policy"].startswith("verify"))
+    assert verify["tau"] == pytest.approx(np.median(calibrations["verify:tau=-inf,draft_steps=1"]), rel=1e-4)
+    assert 0 < verify["accept_rate_scored"] <= 1
+    for row in report["rows"]:
+        speed = row["speed"]
+        assert (speed["videos"], speed["frames"], speed["conditions"]["router"]) == (4, 4 * 33, row["policy"])
+        assert speed["seconds_per_video"] == pytest.approx(row["seconds_per_video"], rel=1e-3)
+        assert speed["fps"]["received"] == pytest.approx(33 / row["seconds_per_video"], rel=1e-3)
+        assert speed["playback"]["first_frame_s"] == pytest.approx(row["first_frame_s"], rel=1e-3)
+    assert rows["target:steps=2"]["speed"]["conditions"]["steps"] == 2
+    assert rows["target"]["speed"]["conditions"]["steps"] == 4 and report["config"]["warm_up_s"] > 0
     assert not set(report["config"]["calibration_prompts"]) & {video["prompt"] for video in report["videos"]}
 
     assert rows["target"]["speedup"] == 1 and rows["target"]["accept_rate_scored"] is None
@@ -97,6 +112,33 @@ def test_a_run_leaves_a_table_a_report_and_a_page(
     assert "<svg" in text and text.count("data:image/png;base64") >= 8
     assert "http://" not in text.replace("http://www.w3.org/", "")
     assert not list(tmp_path.glob(".*"))
+
+
+def test_the_card_of_a_family_is_measured(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_family, "LONG", 2)
+    place = tmp_path / "family"
+    shutil.copytree(family, place)
+    card = json.loads((place / "card.json").read_text())
+    (place / "card.json").write_text(json.dumps({**card, "trained_frames": 6}))
+    app = typer.Typer(cls=Careful)
+    app.add_typer(bench.app, name="bench")
+    words = ["bench", "family", "--model", str(place), "--prompts", "2", "--levels", "1"]
+    result = CliRunner().invoke(app, [*words, "--json", str(tmp_path / "r.json")])
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["kind"] == "bench family" and report["config"]["warm_up_s"] > 0
+    for name, router, frames in (("target", "target", 21), ("drafter", "draft", 21), ("target_2x", "target", 41)):
+        row = report[name]
+        assert len(row["scores"]) == 2 and row["score"] == pytest.approx(np.mean(row["scores"]))
+        speed = row["speed"]
+        assert (speed["videos"], speed["frames"], speed["conditions"]["router"]) == (2, 2 * frames, router)
+        assert speed["seconds_per_video"] == pytest.approx(row["seconds_per_video"], rel=1e-3)
+        assert speed["fps"]["with_encode"] is None and speed["fps"]["with_decode"] > 0
+        share = speed["seconds"]["decode"] / speed["seconds"]["denoise"]
+        assert row["decode_share"] == pytest.approx(share, rel=1e-3)
+    for found in report["online"].values():
+        assert found["seconds_per_block"] > 0 and found["share"] > 0
+    assert "quality while it is made, by target:" in result.output
 
 
 def test_a_quick_run_fits_its_policies(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

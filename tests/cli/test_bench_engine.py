@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -80,6 +82,10 @@ def test_a_run_leaves_rows_that_add_up_and_a_trace(tmp_path: Path) -> None:
     assert told["rows"][0]["bytes"]["past"] == 6 * one, "three frames of past, and six in sight"
     assert [row["drafts"] for row in told["speculation"]] == [0, 4, 7, 8, 4, 7, 8]
     assert told["speculation"][0]["speedup"] == 1
+    for row in told["speculation"]:
+        assert row["speed"]["frames"] == 9 + 8 * 12 and row["speed"]["conditions"]["router"] == row["router"]
+        seconds = row["speed"]["seconds"]
+        assert seconds["denoise"] + seconds["decode"] == pytest.approx(row["seconds"], abs=1e-3)
     assert told["profile"]["trace"] == "trace.json"
     spans = [event for event in json.loads(trace.read_text())["traceEvents"] if event["ph"] == "X"]
     assert any(event["name"] == "aten::addmm" and event["dur"] > 0 for event in spans)
@@ -123,6 +129,24 @@ def test_what_a_run_does_depends_on_the_device() -> None:
 def test_a_wrong_case_says_so(case: tuple[Any, ...], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         Case(*case)
+
+
+def test_compiling_stands_apart_from_warming_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(took: Iterator[float], work: Callable[[], object]) -> float:
+        work()
+        return next(took)
+
+    prepared: list[tuple[str, ...]] = []
+    monkeypatch.setattr(engine_cases, "prepare", lambda engine, words: prepared.append(words) or engine)
+    told = {}
+    for how in ("compiled", "packed"):
+        took = iter((9.0, 2.0))
+        monkeypatch.setattr(bench_engine, "_seconds", partial(timed, took))
+        row = bench_engine.rows_of([Case("toy", 6, how)], Setting(CPU, (64, 64), measured=1))[0]
+        told[how] = row["speed"]["apart"]
+    assert prepared == [("compiled",), ("packed",)]
+    assert told["compiled"]["compile_s"] == 7.0 and told["packed"]["compile_s"] is None
+    assert told["packed"]["warm_up_s"] > 0
 
 
 def test_a_row_that_this_machine_cannot_do_says_why_and_stops_nothing() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from arvid.cli import doctor
-from arvid.cli.needs import Ask
-from arvid.models.planning import GIB, Device
+from arvid.models.placement import Placement
+from arvid.models.planning import GIB, Device, Need, after_text
+from arvid.models.preparing import How
 
 Type = Callable[..., Any]
 
@@ -80,15 +81,52 @@ def test_wrong_input_ends_with_one_line_and_2(arvid: Type, words: list[str], sai
     assert result.stderr.count("\n") == 1
 
 
-def test_a_run_is_refused_before_it_is_loaded(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = Ask(seconds=1)
-    monkeypatch.setattr(doctor, "devices", lambda: machine(1.5))
-    doctor.require(str(toy), "", "cuda", ask)
-    with pytest.raises(ValueError, match=r"cuda:1 has 0 MiB free and .* are needed \(target .*, drafter .*, text"):
-        doctor.require(str(toy), "", "cuda:1", ask)
+GB = 10**9
+PAIR = [
+    Need("target", 0, 28 * GB, 4 * GB, 6 * GB, 40), Need("drafter", 0, 3 * GB, GB, 2 * GB, 30),
+    Need("text", 0, 11 * GB, 0, GB), Need("decoder", 0, GB, 2 * GB, 5 * GB), Need("reward", 0, GB, 0, GB),
+]  # fmt: skip
+
+
+def required(here: list[Device], place: str, how: How, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What is said about a run; empty when it fits. torch is told that there are as many GPUs as the machine has."""
+    monkeypatch.setattr(doctor, "devices", lambda: here)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(here) - 1)
+    try:
+        doctor.require(PAIR, Placement.parse(place), how, after_text)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_a_run_is_planned_as_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything on one device needs 28 + 4 + 3 + 1 + 1 + 2 + 1 and 6 to work with: 46 GB, the text alone 12."""
+    alone, two = "cuda", "target=cuda:0,drafter=cuda:0,vae=cuda:1,reward=cuda:1,text=cuda:1"
+    assert required(machine(48), alone, How(), monkeypatch) == ""
+    said = required(machine(44), alone, How(), monkeypatch)
+    assert said.startswith("cuda:0 has 44.0 GiB free and 42.8 GiB are needed (target 35.4 GiB, drafter 5.6 GiB")
+    assert said.endswith("what fits: transformers in 8 bits, the text encoder leaves (--quantise int8)")
+    said = required(machine(44, 24), alone, How(), monkeypatch)
+    assert said.endswith("a second GPU (--place vae=cuda:1,reward=cuda:1,text=cuda:1)")
+    assert required(machine(44, 24), two, How(), monkeypatch) == ""
+    assert "cuda:1 has 10.0 GiB free" in required(machine(44, 10), two, How(), monkeypatch)
+    assert required(machine(32, cpu=40), alone, How("int8"), monkeypatch) == ""
+    assert "cpu has 20.0 GiB free" in required(machine(32, cpu=20), alone, How("int8"), monkeypatch)
+    assert required(machine(24, cpu=40), alone, How(offload=("target", "drafter")), monkeypatch) == ""
+    assert "cuda:0 has 19.0" in required(machine(19, cpu=40), alone, How(offload=("target",)), monkeypatch)
+    assert "cpu has 30.0" in required(machine(24, cpu=30), alone, How(offload=("target", "drafter")), monkeypatch)
+
+
+def test_generate_plans_before_it_loads(arvid: Type, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import arvid.families as families
+
     monkeypatch.setattr(doctor, "devices", lambda: machine(cpu=0.5))
-    with pytest.raises(ValueError, match=r"cpu has 0\.5 GiB free and .* too much; no way to run it fits this machine"):
-        doctor.require(str(toy), "", "cpu", ask)
+    monkeypatch.setattr(families, "load", None)
+    result = arvid("generate", "a red circle", "--model", toy, "--seconds", 1)
+    assert result.exit_code == 2
+    assert "cpu has 0.5 GiB free and " in result.stderr
+    assert "too much; no way to run it fits this machine: arvid doctor lists them" in result.stderr
+    assert not Path("video.mp4").exists()
 
 
 def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 
 from arvid.evals import run
@@ -67,6 +68,26 @@ def test_what_cannot_be_read_is_named_and_does_not_stop_the_rest(arvid: Type, vi
     assert [Path(failure["path"]).name for failure in report["failures"]] == ["empty.mp4", "half.webm"]
     assert len(report["clips"]) == 3 and report["totals"]["sharpness"]["clips"] == 3
     assert len(result.stderr.strip().splitlines()) == 2 and "empty.mp4: cannot be read" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("ending", "codec"), [("webm", "libvpx"), ("mov", "mpeg4"), ("mkv", "libx264"), ("avi", "mjpeg")]
+)
+def test_videos_of_any_kind_are_measured(arvid: Type, tmp_path: Path, ending: str, codec: str) -> None:
+    film = films.moving(3, frames=20)
+    with av.open(str(tmp_path / f"film.{ending}"), "w") as file:
+        stream = file.add_stream(codec, rate=16, options={"qscale": "2", "crf": "4", "b": "8M"})
+        stream.width, stream.height = film.shape[2], film.shape[1]
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for picture in film:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode(None))
+    films.write(tmp_path / "same.mp4", film)
+    assert arvid("eval", f"film.{ending}", "same.mp4", "--metrics", FAST, "--json", "r.json", "-q").exit_code == 0
+    rows = {row["name"]: row for row in held(tmp_path / "r.json")["clips"]}
+    assert rows["film"]["frames"] == 20 and rows["film"]["fps"] == 16 and rows["film"]["size"] == [96, 64]
+    for name, value in rows["same"]["values"].items():
+        assert rows["film"]["values"][name] == pytest.approx(value, rel=0.4 if name == "sharpness" else 0.01), name
 
 
 def test_prompts_come_from_lines_from_json_and_from_reports_beside(arvid: Type, videos: Path, tmp_path: Path) -> None:

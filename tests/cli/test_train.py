@@ -19,11 +19,13 @@ Report = Callable[[dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Two stages that take steps, one that counts clips, one that takes nothing."""
+    """Two stages that take steps, one that counts clips, one that takes nothing; two more sizes."""
 
     text_steps: int = 10
     target_steps: int = 20
     latents: int = 30
+    part: float = 0.5
+    start: str = ""
 
 
 @pytest.fixture
@@ -57,6 +59,13 @@ def test_chosen_stages_run_in_the_order_given(arvid: Type, done: list[Any], tmp_
     assert (tmp_path / "runs").is_dir()
 
 
+def test_sizes_are_set_in_the_type_they_have(arvid: Type, done: list[Any]) -> None:
+    words = ("--set", "latents=4", "--set", "part=0.25", "--set", "start=a=b", "--steps", 7)
+    result = arvid("train", "toy", "--stage", "text", *words)
+    assert result.exit_code == 0, result.output
+    assert done == [("text", Path("runs").absolute(), Sizes(7, 20, 4, 0.25, "a=b"))]
+
+
 def test_all_stages_by_default_and_an_interrupt(arvid: Type, done: list[Any]) -> None:
     result = arvid("train", "toy", "--runs", "elsewhere")
     assert result.exit_code == 130
@@ -73,9 +82,16 @@ def test_quiet_says_nothing(arvid: Type, done: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["cathedral"], "unknown recipe 'cathedral'; known: embedded, distill, toy"),
+        (["cathedral"], "unknown recipe 'cathedral'; known: embedded, distill, judges, own_videos"),
         (["toy", "--stage", "dance"], "recipe 'toy' has no stage 'dance'; its stages: text, latents, target, pack"),
         (["toy", "--stage", "latents", "--steps", "3"], "stage latents takes none; these do: target, text"),
+        (
+            ["toy", "--set", "depth=3"],
+            "--set 'depth=3'; give NAME=VALUE with one of: text_steps, target",
+        ),
+        (["toy", "--set", "latents"], "--set 'latents'; give NAME=VALUE"),
+        (["toy", "--set", "latents=many"], "--set 'latents=many'; latents is a whole number, 30 by default"),
+        (["toy", "--set", "part=half"], "--set 'part=half'; part is a number, 0.5 by default"),
         (["toy", "--runs", "a/b"], "a does not exist"),
     ],
 )

@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from arvid.evals import compare, gallery
+from arvid.evals import compare, drawing, gallery
 from oracles import films
 
 ABOUT = {"better": 1, "what": "a number", "unit": "", "tier": "signal", "options": {}}
@@ -160,9 +160,17 @@ def test_the_players_play_the_videos(pages: tuple[str, dict[str, Path]]) -> None
     for number, address in enumerate(re.findall(r"data:video/webm;base64,([A-Za-z0-9+/=]+)", text)):
         with av.open(io.BytesIO(base64.b64decode(address))) as file:
             played = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
-        assert len(played) == 32 and played[0].shape == (224, 336, 3)
+        assert len(played) == 32 and played[0].shape == (64, 96, 3), "the page enlarges, not the file"
         truth = films.moving(number, frames=32)[[0, -1]].mean(axis=(1, 2))
         assert np.abs(np.stack([played[0], played[-1]]).mean(axis=(1, 2)) - truth).max() < 8
+
+
+def test_large_players_are_made_smaller(tmp_path: Path) -> None:
+    path = films.write(tmp_path / "large.mp4", films.moving(frames=3, size=(640, 512)))
+    player, strip = drawing.shown(path, 3)
+    with av.open(io.BytesIO(base64.b64decode(player.partition(",")[2]))) as file:
+        assert [(frame.width, frame.height) for frame in file.decode(video=0)] == [(320, 256)] * 3
+    assert strip.startswith("data:image/jpeg;base64,")
 
 
 def test_a_single_report_is_a_page_too() -> None:

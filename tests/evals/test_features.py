@@ -17,6 +17,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from arvid.evals import features, scores
 from arvid.evals.clips import Clip, opened, pictures_of, stride
 from arvid.evals.metric import measure
+from arvid.rewards.clip import letterbox, tokenizer_of
+from arvid.rewards.hps import HPSv2
 from arvid.rewards.image_reward import ImageReward, ImageRewardConfig
 from oracles import films
 
@@ -165,6 +167,22 @@ def test_image_reward_is_the_mean_of_its_own_scores(
     expected = float(model.score(v_BTCHW, PROMPT).mean())
     found = measure(clip, [scores.ImageRewardScore(str(path), str(tmp_path / "words"))])["image_reward"]
     assert found.value == pytest.approx(expected, abs=1e-4)
+
+
+def test_hps_is_the_mean_of_its_own_scores(
+    clip_model: Path, clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "HPS.safetensors"
+    save_file({"a": torch.arange(3.0)}, path)
+    model = HPSv2(transformers.CLIPModel.from_pretrained(clip_model).eval(), tokenizer_of(clip_model), letterbox)
+    asked: list[Any] = []
+    monkeypatch.setattr(HPSv2, "from_weights", lambda weights, words: asked.append((weights, words)) or model)
+    pictures = np.stack([*pictures_of(clip.path)][:: stride(clip.fps, 2)])
+    expected = float(model.score(torch.from_numpy(pictures).movedim(-1, 1)[None].float() / 127.5 - 1, PROMPT).mean())
+    found = measure(clip, [scores.HpsScore(str(path), str(clip_model))])["hps"]
+    assert found.value == pytest.approx(expected, abs=1e-5) and len({expected, 0.0}) == 2
+    assert asked[0][0]["a"].tolist() == [0, 1, 2] and asked[0][1] == clip_model
+    assert "no prompt" in measure(replace(clip, prompt=""), [scores.HpsScore(str(path), str(clip_model))])["hps"].note
 
 
 def test_models_that_are_not_there_are_named(clip: Clip, clip_model: Path, dino: Path, tmp_path: Path) -> None:

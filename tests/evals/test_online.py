@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from arvid.evals.clips import Frame
 from arvid.evals.online import OnlineQuality, Quality
+from arvid.pipeline import Pipeline, Request, load
 from arvid.types import Block, Move, Span, Verdict
-from oracles import films
+from oracles import films, toy_family
 
 
 def tensor(film: films.Film) -> torch.Tensor:
@@ -71,6 +75,22 @@ def test_a_stream_can_be_watched_instead() -> None:
     quality = OnlineQuality()
     assert [*quality.watch(iter(blocks))] == blocks
     assert quality.rows == listen(film, 8)
+
+
+def test_a_running_generation_can_be_listened_to(tmp_path: Path) -> None:
+    pipeline = Pipeline(load(toy_family.write(tmp_path / "toy")))
+    heard, watched = OnlineQuality(), OnlineQuality()
+    request = Request("a red circle moves right", 2, 3, "reward:tau=2,repair=1")
+    blocks = [*watched.watch(pipeline.stream(request, (heard,)))]
+    assert len(heard.rows) == len(blocks) == 3 and heard.rows == watched.rows
+    assert len({row.sharpness for row in heard.rows}) == 3
+    # What is made again takes the place of what was taken back, and of all behind it.
+    session = pipeline.session(request, (again := OnlineQuality(),))
+    made = [next(session), next(session), next(session)]
+    session.rewind(1)
+    assert torch.equal(next(session).frames_BTCHW, made[1].frames_BTCHW)
+    assert [row.block for row in again.rows] == [0, 1] and again.rows[0] == heard.rows[0]
+    assert again.rows[1] == replace(heard.rows[1], seam=None)
 
 
 def test_an_event_without_frames_is_refused() -> None:

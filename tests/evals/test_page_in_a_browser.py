@@ -1,4 +1,4 @@
-"""The page in a real browser, without a network: it draws, it plays, and nothing goes wrong."""
+"""The pages in a real browser, without a network: they draw, they play, and nothing goes wrong."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required", "--no-first-run",
          "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1")  # fmt: skip
 PATIENCE = 120
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+COMMITTED = sorted(path.name for path in RESULTS.glob("*.html"))
 PROBE = """<script>
 window.problems = [];
 window.addEventListener("error", (event) => window.problems.push(event.message || "a part did not load"), true);
@@ -63,9 +65,9 @@ class Mouth(BaseHTTPRequestHandler):
         return None
 
 
-def page(folder: Path) -> str:
-    """Two evaluations of two films each."""
-    reports, names = [], ["clean", "seams"]
+def page(folder: Path, names: tuple[str, ...]) -> str:
+    """Evaluations of two films each, on one page."""
+    reports = []
     for name in names:
         for seed in range(2):
             film = films.moving(seed, 40)
@@ -80,18 +82,15 @@ def page(folder: Path) -> str:
     return gallery.render(reports, names, compare.compare(reports, names), lambda row: Path(row["path"]))
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no chromium on PATH")
-def test_the_page_works_in_chromium(tmp_path: Path) -> None:
+def told_by(text: str, folder: Path) -> dict[str, Any]:
+    """What a page tells of itself once it is loaded and all of its players play."""
     assert BROWSER is not None
     with Ear() as ear:
         threading.Thread(target=ear.serve_forever, daemon=True).start()
-        file = tmp_path / "page.html"
-        file.write_text(
-            page(tmp_path).replace("</head>", PROBE.replace("ADDRESS", f"http://127.0.0.1:{ear.server_port}/"))
-        )
+        file = folder / "page.html"
+        file.write_text(text.replace("</head>", PROBE.replace("ADDRESS", f"http://127.0.0.1:{ear.server_port}/")))
         browser = subprocess.Popen(
-            [BROWSER, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", file.as_uri()],
+            [BROWSER, *FLAGS, f"--user-data-dir={folder / 'profile'}", file.as_uri()],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
@@ -101,6 +100,23 @@ def test_the_page_works_in_chromium(tmp_path: Path) -> None:
             browser.wait()
             ear.shutdown()
     assert heard, f"the page told nothing within {PATIENCE} s"
-    assert ear.told["problems"] == [] and ear.told["asked"] == []
-    assert len(ear.told["played"]) == 4 and all(ear.told["played"])
-    assert all(wide > 0 for part in ("wide", "drawn", "pictures") for wide in ear.told[part])
+    return ear.told
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium on PATH")
+@pytest.mark.parametrize("names", [("clean",), ("clean", "seams")])
+def test_a_page_works_in_chromium(tmp_path: Path, names: tuple[str, ...]) -> None:
+    told = told_by(page(tmp_path, names), tmp_path)
+    assert told["problems"] == [] and told["asked"] == []
+    assert len(told["played"]) == 2 * len(names) and all(told["played"])
+    assert all(wide > 0 for part in ("wide", "drawn", "pictures") for wide in told[part])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium on PATH")
+@pytest.mark.parametrize("name", COMMITTED)
+def test_a_committed_page_works_in_chromium(tmp_path: Path, name: str) -> None:
+    told = told_by((RESULTS / name).read_text(encoding="utf-8"), tmp_path)
+    assert told["problems"] == [] and told["asked"] == [] and told["drawn"]
+    assert all(told["played"]) and all(wide > 0 for part in ("wide", "drawn", "pictures") for wide in told[part])

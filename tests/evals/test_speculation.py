@@ -15,6 +15,7 @@ from arvid.worlds.grammar import parse
 from arvid.worlds.oracle import WorldScore
 
 POLICIES = ("target", "first", "draft")
+VERIFY = "verify:tau=-inf,level=0.7,draft_steps=1"
 
 
 class Paper:
@@ -27,7 +28,8 @@ class Paper:
     def __call__(self, policy: str, prompt: str, seed: int, blocks: int = 0) -> Run:
         self.asked.append((policy, prompt, seed, blocks))
         time.sleep(self.pause)
-        scores = [None, 0.1 * len(prompt), 0.2] if policy == speculation.ACCEPT_ALL else [None, None, None]
+        told = {speculation.ACCEPT_ALL: 0.1, VERIFY: 0.3}
+        scores = [None, told[policy] * len(prompt), 0.2] if policy in told else [None, None, None]
         made = tuple(BlockRun(0.5, "draft" if score else "target", score) for score in scores)
         return Run(np.full((9, 4, 4, 3), 128, np.uint8), made, 1.5)
 
@@ -85,17 +87,55 @@ def test_prompts_are_held_out_different_and_repeatable() -> None:
 
 
 def test_thresholds_come_from_the_drafts_of_the_calibration() -> None:
-    found = speculation.calibrate(Paper(), ("a", "bbb"))
-    assert sorted(found.scores) == pytest.approx([0.1, 0.2, 0.2, 0.3])
-    assert found.tau(50) == pytest.approx(0.2)
     named = ("first", "reward:tau=q50", "cascade:tau=q50,delta=0.1", "reward:tau=0.2", "target", "reward:tau=-inf")
+    found = speculation.calibrate(Paper(), ("a", "bbb"), named)
+    assert sorted(found.scores[speculation.ACCEPT_ALL]) == pytest.approx([0.1, 0.2, 0.2, 0.3])
+    assert found.tau("reward:tau=q50", 50) == pytest.approx(0.2)
     assert speculation.resolve(named, found) == (
         "target", "first", "reward:tau=0.2", "cascade:tau=0.2,delta=0.1", "reward:tau=-inf",
     )  # fmt: skip
     with pytest.raises(ValueError, match="give tau a number"):
         speculation.resolve(named, None)
-    with pytest.raises(ValueError, match="more --seconds"):
-        speculation.calibrate(lambda *_: Run(np.zeros((1, 4, 4, 3), np.uint8), (BlockRun(1, "target"),), 1.0), ("a",))
+    with pytest.raises(ValueError, match="scored no draft"):
+        speculation.calibrate(
+            lambda *_: Run(np.zeros((1, 4, 4, 3), np.uint8), (BlockRun(1, "target"),), 1.0), ("a",), named
+        )
+
+
+def test_a_quantile_is_that_of_the_policys_own_scores() -> None:
+    make = Paper()
+    named = ("reward:tau=q50", "verify:level=0.7,tau=q50,draft_steps=1,refine=0.7+0.4", "verify:level=0.7,tau=0.9")
+    found = speculation.calibrate(make, ("a", "bbb"), named)
+    assert [(policy, prompt) for policy, prompt, *_ in make.asked] == [
+        (policy, prompt) for policy in (speculation.ACCEPT_ALL, VERIFY) for prompt in ("a", "bbb")
+    ]
+    # Scores of verify: 0.3, 0.2, 0.9, 0.2.
+    assert speculation.resolve(named, found)[1:] == (
+        "reward:tau=0.2", "verify:level=0.7,tau=0.25,draft_steps=1,refine=0.7+0.4", "verify:level=0.7,tau=0.9",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("policy", "scorer"),
+    [
+        ("reward:tau=q50,repair=2", "reward:tau=-inf"),
+        ("reward:tau=q50,refine=0.8+0.4,once=0.2", "reward:tau=-inf"),
+        ("reward:by=latent,tau=q50", "reward:tau=-inf,by=latent"),
+        ("cascade:tau=q50,delta=0.2,frames=3,draft_steps=2", "reward:tau=-inf,draft_steps=2"),
+        (
+            "verify-commit:tau=q50,level=0.6,keep=draft,measure=both",
+            "verify-commit:tau=-inf,level=0.6,keep=draft,measure=both",
+        ),
+    ],
+)
+def test_who_scores_as_a_policy_does_and_keeps_everything(policy: str, scorer: str) -> None:
+    from arvid import spec
+    from arvid.rollout.routers import ROUTERS
+
+    assert speculation.scorers((policy, policy, "first")) == (scorer,)
+    router = spec.build(scorer, ROUTERS, "router")
+    assert vars(router)["tau"] == -np.inf
+    assert spec.build(*speculation.sampled((policy,)), ROUTERS, "router") is not None
 
 
 @pytest.mark.parametrize("video", [0.1, 1.0, 3.0, 20.0])
@@ -111,5 +151,6 @@ def test_a_quick_run_is_fitted_into_its_time(video: float) -> None:
 def test_the_first_policies_are_the_baselines_and_every_name_is_there_once() -> None:
     for policies in (speculation.DEFAULT_POLICIES, speculation.QUICK_POLICIES):
         assert policies[0] == "target" and {"first", "draft", "target:steps=2"} < {*policies}
-        resolved = speculation.resolve(policies, Calibration((), tuple(np.linspace(0, 1, 101))))
+        scores = dict.fromkeys(speculation.scorers(policies), tuple(np.linspace(0, 1, 101)))
+        resolved = speculation.resolve(policies, Calibration((), scores))
         assert len(resolved) == len(policies) == len({*policies})

@@ -86,14 +86,23 @@ def test_videos_are_pooled_by_their_seconds() -> None:
     assert found["conditions"]["model"] == "toy" and "seed" not in found["conditions"]
 
 
+def test_a_file_costs_no_video_a_second_of_its_own() -> None:
+    """Seconds of a video end when its pixels are in memory: what is done with them is a rate of its own."""
+    found = timing.pooled([timing.record([BlockTime(10, 4.0, 1.0, encode)], Conditions()) for encode in (0.0, 3.0)])
+    assert found["seconds_per_video"] == 5 and found["fps"]["with_encode"] == pytest.approx(20 / 13, abs=1e-6)
+    assert found["playback"] is None
+
+
 def test_the_blocks_of_a_report_of_generate() -> None:
     rows = [
         {"frames": 9, "seconds": {"draft": 0.1, "score": 0.2, "target": 0.3, "decode": 0.4}},
         {"frames": 12, "seconds": {"target": 1.0, "encode": 0.5}, "arrived_s": 2.0},
+        {"frames": 12, "seconds": {"target": 1.0, "decode": 0.5}, "took_s": 1.75, "arrived_s": 3.0, "kept_s": 0.25},
     ]
     assert timing.blocks_of(rows) == (
         BlockTime(9, pytest.approx(0.6), 0.4, 0.0, None),
         BlockTime(12, 1.0, 0.0, 0.5, 2.0),
+        BlockTime(12, 1.25, 0.5, 0.25, 3.0),
     )
 
 

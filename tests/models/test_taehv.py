@@ -86,7 +86,7 @@ def test_streamed_in_any_split_is_the_decoder_frame_by_frame(parts: list[int]) -
         assert piece.shape[1] == 4 * part.shape[1] - (0 if pieces else 3)
         pieces.append(piece)
     found = torch.cat(pieces, 1)
-    torch.testing.assert_close((found + 1) / 2, plain(weights, z_BTCHW), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close((found + 1) / 2, plain(weights, z_BTCHW), rtol=1e-5, atol=1e-4)
     assert found.std() > 0.1
 
 

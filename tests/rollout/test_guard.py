@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from arvid.recipes.guard_limits import NUMBERS, looks, measure
 from arvid.rollout.guard import GUARDS, Act, Guard, Limits, Warn
 from arvid.rollout.judging import Routing
 from arvid.rollout.routers import First
@@ -16,6 +18,7 @@ from arvid.rollout.stage import Clock
 from arvid.rollout.steered import statistics
 from arvid.spec import build
 from arvid.types import Condition, Move, Proposal, Span, Verdict
+from arvid.worlds import shapes
 
 FRAMES = 12
 CONDITION = Condition("a", torch.zeros(1, 1, 1))
@@ -94,7 +97,7 @@ def test_the_numbers_are_what_they_say() -> None:
     watch.see(1, clip(0) + 0.1)
     assert watch.last["colour"] == pytest.approx(0.1 * 3**0.5 / 0.5, rel=1e-3)
     assert watch.last["sharpness"] == pytest.approx(1 / 2, rel=1e-3)
-    assert watch.last["motion"] == pytest.approx(1 / 8, rel=1e-3)
+    assert watch.last["motion"] == pytest.approx(1 / 4, rel=1e-3)
 
 
 def test_a_drifted_draft_goes_back_and_a_drifted_rest_climbs_the_ladder() -> None:
@@ -139,6 +142,32 @@ def test_a_guard_goes_back_to_a_snapshot() -> None:
         watch.guard.restore(held)
         watch.see(2, bad(clip(2)), "refined")
         assert watch.last["decision"] == "refresh"
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a large red circle moves right", "a small blue star bounces up and down on stripes"]
+)
+def test_true_films_stay_far_below_every_default(prompt: str) -> None:
+    found = measure([prompt], 153)
+    limits = Warn()
+    for name in NUMBERS:
+        assert found[name]["1.0"] < (limits.colour / 2 if name == "colour" else 1 + (getattr(limits, name) - 1) / 1.5)
+
+
+def test_a_film_that_drifts_is_measured_as_one() -> None:
+    def faded(prompt: str, seed: int, frames: int) -> np.ndarray:
+        share = np.linspace(1, 0.3, frames)[:, None, None, None]
+        return (shapes.render(prompt, seed, frames) * share).astype(np.uint8)
+
+    prompt = "a large red circle moves right on a plain white background"
+    faded_by, steady = measure([prompt], 153, faded), measure([prompt], 153)
+    assert faded_by["colour"]["1.0"] > Warn().colour > steady["colour"]["1.0"]
+    [*_, last] = looks(faded(prompt, 0, 57))
+    anchor, end = faded(prompt, 0, 57)[:9] / 127.5 - 1, faded(prompt, 0, 57)[45:57] / 127.5 - 1
+    wanted = sum(
+        float((of(anchor, axis=(0, 1, 2)) - of(end, axis=(0, 1, 2))).__pow__(2).sum()) for of in (np.mean, np.std)
+    )
+    assert last["colour"] == pytest.approx(wanted**0.5, rel=1e-3)
 
 
 def test_a_single_frame_can_be_the_anchor() -> None:

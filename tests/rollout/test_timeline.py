@@ -62,7 +62,7 @@ def test_yaml_and_json_say_the_same(tmp_path: Path) -> None:
         ("- {at: soon, prompt: a}", "entry 1 of T: at is 'soon'; expected a number"),
         ("- {at: true, prompt: a}", "at is True; expected a number"),
         ("- {at: 1, prompt: 3}", "prompt is 3; expected text"),
-        ("- {at: 1, prompt: a, how: soft, blocks: 0}", "a soft transition takes at least 1 block"),
+        ("- {at: 1, prompt: a, how: soft, blocks: -1}", "a soft transition takes at least 1 block"),
         ("- {at: 1, prompt: a, how: soft, blocks: 1.5}", "blocks is 1.5; expected a whole number"),
         ("- {at: 1, text: a}", "entry 1 of T has text; known: at, prompt, how, blocks"),
         ("- {prompt: a}", "entry 1 of T lacks at"),
@@ -154,6 +154,22 @@ def test_a_soft_change_is_a_cosine_ramp_that_ends_exactly() -> None:
     assert shares == pytest.approx([0, *((1 - math.cos(math.pi * k / 4)) / 2 for k in (1, 2, 3)), 1, 1], abs=1e-5)
     assert torch.equal(at(director, 5).text_BLD, embedded("b"))
     assert at(director, 4) is at(director, 5)
+
+
+@pytest.mark.parametrize(("angle", "blocks"), [(0, 1), (60, 3), (90, 5), (180, 5)])
+def test_a_soft_change_may_last_as_long_as_prompts_are_apart(angle: float, blocks: int) -> None:
+    """1 - cos of the angle between the means, as a share of one to five blocks."""
+    turned = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+
+    def flat(prompt: str) -> Tensor:
+        return torch.tensor([[[1.0, 0.0] if prompt == "a" else [*turned], [0.0, 0.0]]])
+
+    director = Director(placed(Entry(0.5, "b", "soft", 0)), flat, BLOCK)
+    asked = Director(placed(Entry(0.5, "b", "soft", blocks)), flat, BLOCK)
+    for block in range(8):
+        assert torch.equal(at(director, block).text_BLD, at(asked, block).text_BLD)
+    assert at(director, blocks + 1) is at(director, blocks + 2)
+    assert torch.equal(at(director, blocks + 1).text_BLD, flat("b"))
 
 
 def test_a_change_that_interrupts_a_soft_one_goes_on_from_where_it_stood() -> None:

@@ -2,11 +2,13 @@
 
 Knows: how the parts of a server are put together. Does not know: what is asked of it.
 
-    python crashing.py FAMILY DATA      then a line on stdin; the answer is `PID PORT` when the server listens
+    python crashing.py FAMILY       then lines on stdin, [DATA, SECONDS BETWEEN SAVED STATES]; each is answered by
+                                    `PID PORT` when the server listens
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -21,22 +23,23 @@ from arvid.serve.limits import Limits
 from arvid.serve.place import Place
 
 
-def main(family: Path, data: Path) -> None:
+def main(family: Path) -> None:
     """Read lines until there are no more."""
     torch.set_num_threads(1)
     pipeline = Pipeline(load(family))
-    for _ in sys.stdin:
+    for line in sys.stdin:
+        data, save_seconds = json.loads(line)
         child = os.fork()
         if child == 0:
-            serve(pipeline, data)
+            serve(pipeline, Path(data), save_seconds)
         os.waitpid(child, 0)
 
 
-def serve(pipeline: Pipeline, data: Path) -> None:
+def serve(pipeline: Pipeline, data: Path, save_seconds: float) -> None:
     """Be a server until the end."""
     place = Place(data)
     place.take()
-    limits = Limits(save_seconds=0.0, attempts=1000)
+    limits = Limits(save_seconds=save_seconds, attempts=1000)
     server = Server(build(Settings(lambda: pipeline, place, limits=limits)), "127.0.0.1", 0)
 
     def tell() -> None:
@@ -50,4 +53,4 @@ def serve(pipeline: Pipeline, data: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -18,54 +19,80 @@ from safetensors.torch import load as load_tensors
 from torch import equal
 
 from arvid.pipeline import Pipeline, Request
+from arvid.rollout import state
 from serve.running import PROMPT, ask, frames_of
 
 SECONDS, FRAMES = 2.0, 33
 QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
 
-class Mortal:
-    """A server that can be killed and started again."""
+class Nursery:
+    """Starts servers, one at a time, that can be killed."""
 
-    def __init__(self, toy: Path, data: Path) -> None:
+    def __init__(self, toy: Path) -> None:
         here = Path(__file__).parent
         paths = os.pathsep.join(filter(None, [str(here.parent.parent / "src"), os.environ.get("PYTHONPATH", "")]))
-        self._parent = subprocess.Popen(
-            [sys.executable, str(here / "crashing.py"), str(toy), str(data)],
+        self._program = subprocess.Popen(
+            [sys.executable, str(here / "crashing.py"), str(toy)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             env={**os.environ, **QUIET, "PYTHONPATH": paths},
         )  # fmt: skip
-        self.address, self._pid = "", 0
-        self.start()
 
-    def start(self) -> None:
-        assert self._parent.stdin is not None and self._parent.stdout is not None
-        self._parent.stdin.write("start\n")
-        self._parent.stdin.flush()
-        pid, port = self._parent.stdout.readline().split()
-        self.address, self._pid = f"http://127.0.0.1:{port}", int(pid)
-
-    def kill(self) -> None:
-        os.kill(self._pid, signal.SIGKILL)
+    def start(self, data: Path, save_seconds: float) -> tuple[str, int]:
+        """Address and process of a new server."""
+        assert self._program.stdin is not None and self._program.stdout is not None
+        self._program.stdin.write(json.dumps([str(data), save_seconds]) + "\n")
+        self._program.stdin.flush()
+        pid, port = self._program.stdout.readline().split()
+        return f"http://127.0.0.1:{port}", int(pid)
 
     def close(self) -> None:
-        self.kill()
-        assert self._parent.stdin is not None and self._parent.stdout is not None
-        self._parent.stdin.close()
-        self._parent.wait(20)
-        self._parent.stdout.close()
+        assert self._program.stdin is not None and self._program.stdout is not None
+        self._program.kill()
+        self._program.wait(20)
+        self._program.stdin.close()
+        self._program.stdout.close()
 
 
-@pytest.fixture
-def mortal(toy: Path, tmp_path: Path) -> Iterator[Mortal]:
-    """A server."""
-    made = Mortal(toy, tmp_path / "data")
+class Mortal:
+    """A server that can be killed and started again with the same data."""
+
+    def __init__(self, nursery: Nursery, data: Path) -> None:
+        self._nursery, self.data, self.save_seconds = nursery, data, 0.0
+        self.address, self._pid = "", 0
+
+    def start(self) -> None:
+        self.address, self._pid = self._nursery.start(self.data, self.save_seconds)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        """End it as an init system does, and wait until it has."""
+        os.kill(self._pid, signal.SIGTERM)
+        while Path(f"/proc/{self._pid}").exists():
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def nursery(toy: Path) -> Iterator[Nursery]:
+    """Where servers come from."""
+    made = Nursery(toy)
     yield made
     made.close()
 
 
-def submit(mortal: Mortal, seed: int) -> str:
-    body = {"prompt": PROMPT, "seconds": SECONDS, "size": "64x64", "arvid": {"seed": seed}}
+@pytest.fixture
+def mortal(nursery: Nursery, tmp_path: Path) -> Iterator[Mortal]:
+    """A server that has not started yet."""
+    made = Mortal(nursery, tmp_path / "data")
+    yield made
+    made.kill()
+
+
+def submit(mortal: Mortal, seed: int, seconds: float = SECONDS) -> str:
+    body = {"prompt": PROMPT, "seconds": seconds, "size": "64x64", "arvid": {"seed": seed}}
     while True:
         status, _, answer = ask(mortal.address, "/v1/videos", body)
         if status == 200:
@@ -91,6 +118,7 @@ def looked_at(mortal: Mortal, video: str) -> dict[str, Any]:
 def survive(mortal: Mortal, pipeline: Pipeline, kills: int, jobs: int) -> None:
     """Kill the server at random moments while it makes jobs; then look at all of them."""
     random.seed(kills)
+    mortal.start()
     videos = {submit(mortal, seed): seed for seed in range(jobs)}
     for kill in range(kills):
         time.sleep(random.uniform(0.0, 1.0))
@@ -111,6 +139,27 @@ def survive(mortal: Mortal, pipeline: Pipeline, kills: int, jobs: int) -> None:
 
 def test_a_few_kills_lose_nothing(mortal: Mortal, pipeline: Pipeline) -> None:
     survive(mortal, pipeline, kills=3, jobs=2)
+
+
+def test_a_server_that_is_told_to_end_leaves_its_job_to_the_next(mortal: Mortal, pipeline: Pipeline) -> None:
+    """No state is saved but the one that is saved at the end."""
+    mortal.save_seconds = 3600.0
+    mortal.start()
+    video = submit(mortal, 7, 30.0)
+    while (progress := json.loads(ask(mortal.address, f"/v1/videos/{video}")[2])["progress"]) < 5:
+        time.sleep(0.05)
+    mortal.end()
+    _, notes = state.load(mortal.data / "videos" / video / "state.safetensors")
+    made, blocks = len(notes["rows"]), notes["blocks"]
+    assert progress / 100 * blocks - 1 < made < blocks
+    mortal.start()
+    while (found := json.loads(ask(mortal.address, f"/v1/videos/{video}")[2]))["status"] != "completed":
+        assert found["status"] != "failed", found
+        time.sleep(0.2)
+    rows = json.loads(ask(mortal.address, f"/v1/videos/{video}/content?variant=report")[2])["blocks"]
+    assert rows[:made] == notes["rows"], "what was made before was made again"
+    latents = load_tensors(ask(mortal.address, f"/v1/videos/{video}/content?variant=latents")[2])["latents"]
+    assert equal(latents, pipeline.generate(Request(PROMPT, 30.0, 7)).latents_BTCHW)
 
 
 @pytest.mark.slow

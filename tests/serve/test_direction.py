@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import torch
 from torch import equal
 
 from arvid.pipeline import Pipeline, Request
-from arvid.serve.direction import RECENT, SPARSE, Direction
+from arvid.rollout.session import Session
+from arvid.serve.direction import RECENT, SPARSE, Direction, bytes_of
+from arvid.serve.knobs import shared, with_fps, with_tau
 from arvid.types import Block
 from serve.running import OTHER, PROMPT
 
@@ -75,6 +78,38 @@ def test_a_control_on_the_way_back_holds_from_where_it_leads(pipeline: Pipeline)
     assert same(made(direction, 1), [next(session)])
 
 
+def test_a_frame_rate_is_held_in_a_share_of_the_time(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    session = pipeline.session
+
+    def open_session(request: Request, **more: int) -> Session:
+        opened.append(request.router)
+        return session(request, **more)
+
+    monkeypatch.setattr(pipeline, "session", open_session)
+    direction = Direction(pipeline, REQUEST)
+    direction.route("hold:fps=12,repair=2")
+    made(direction, 1)
+    direction.sharing = 4
+    made(direction, 2)
+    assert opened == ["stride:k=3", "hold:fps=12,repair=2", "hold:fps=48,repair=2"]
+    assert direction.router == "hold:fps=12,repair=2", "what is told is what was asked for"
+    direction.route("stride:k=2")
+    made(direction, 1)
+    assert opened[3:] == ["stride:k=2"], "no other rule looks at the clock"
+
+
+def test_knobs_keep_what_all_rules_know() -> None:
+    assert with_tau("refine:levels=0.8+0.4,draft_steps=1", 0.25) == "reward:tau=0.25,draft_steps=1,refine=0.8+0.4"
+    assert with_tau("hold:fps=12,repair=2", 0.5) == "reward:tau=0.5,repair=2"
+    assert with_fps("reward:tau=0.6,aggregate=min,repair=2", 16) == "hold:fps=16,repair=2"
+    assert with_fps("target", 7.5) == "hold:fps=7.5"
+    assert [shared("hold:fps=7.5,horizon=2", sessions) for sessions in (1, 2)] == [
+        "hold:fps=7.5,horizon=2", "hold:fps=15,horizon=2",
+    ]  # fmt: skip
+    assert shared("reward:tau=0.5", 3) == "reward:tau=0.5"
+
+
 def test_states_stay_few(pipeline: Pipeline) -> None:
     direction = Direction(pipeline, Request(PROMPT, seconds=40.0, router="draft"))
     for _ in range(50):
@@ -82,6 +117,22 @@ def test_states_stay_few(pipeline: Pipeline) -> None:
     assert len(direction._states) <= 2 + RECENT + SPARSE
     gaps = sorted(direction._states)
     assert max(b - a for a, b in itertools.pairwise(gaps)) <= 16
+
+
+def test_states_take_no_more_room_than_they_may(pipeline: Pipeline) -> None:
+    free, tight = Direction(pipeline, REQUEST), Direction(pipeline, REQUEST, room=0)
+    assert same(made(free, 6), made(tight, 6))
+    assert sorted(free._states) == list(range(7)) and sorted(tight._states) == [0, 6]
+    for direction in (free, tight):
+        direction.back(4, OTHER)
+    assert tight.step() is None, "made again from the beginning"
+    assert same(made(free, 2), made(tight, 2))
+
+
+def test_bytes_that_are_shared_count_once() -> None:
+    one, other = torch.zeros(3, dtype=torch.float64), torch.zeros(5, dtype=torch.float32)
+    held = bytes_of(({"a": [one, (other, "x")]}, one, None, 3))
+    assert sorted(held.values()) == [20, 24]
 
 
 def test_what_cannot_be_done_changes_nothing(pipeline: Pipeline) -> None:

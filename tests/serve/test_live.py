@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -291,6 +292,55 @@ def test_the_end_of_the_server_is_told(toy: Path, tmp_path: Path) -> None:
     status, headers, _ = ask(server.address, "/v1/videos", {"prompt": PROMPT})
     assert (status, headers["retry-after"]) == (503, "5")
     server.stop()
+
+
+def test_whoever_waits_is_woken(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that looks around by itself every ten minutes only: what happens here happens because it was told."""
+    monkeypatch.setattr("arvid.serve.engine.IDLE_SECONDS", 600.0)
+    server = running.begin(toy, tmp_path)
+    try:
+        viewer = Viewer(server.address, START)
+        viewer.until("video.block", block=1)
+        watched(viewer, 4)
+        viewer.say(type="pause", id="p")
+        viewer.until("control.receipt", id="p")
+        viewer.say(type="rewind", id="r", block=2)
+        viewer.until("control.receipt", id="r")
+        viewer.say(type="play", id="q")
+        viewer.until("video.block", version=1, block=2)
+        job = json.loads(ask(server.address, "/v1/videos", {"prompt": PROMPT, "seconds": 1, "size": "64x64"})[2])
+        assert running.wait_for(server.address, job["id"])["status"] == "completed"
+        viewer.say(type="stop")
+        viewer.until("session.closing")
+        viewer.close()
+    finally:
+        server.stop()
+
+
+def test_who_reads_nothing_gets_nothing_made(toy: Path, tmp_path: Path) -> None:
+    """Whatever it says about its playhead: buffers on the way are full, so nothing is sent, so nothing is made."""
+    server = running.begin(toy, tmp_path)
+    plug = socket.socket()
+    try:
+        server.server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        plug.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        plug.connect(("127.0.0.1", int(server.address.rpartition(":")[2])))
+        viewer = Viewer(server.address, {**START, "seconds": 600, "lead": 3.0}, sock=plug, max_queue=2)
+        while not server.house.engine.lives:
+            time.sleep(0.02)
+        [live] = server.house.engine.lives.values()
+        ends: list[float] = []
+        while ends[-20:] != [live.record.end] * 20:
+            ends.append(live.record.end)
+            viewer.say(type="ack", second=1e9)
+            time.sleep(0.05)
+        assert 0 < live.sent <= live.record.end < 100 and not live.done
+        assert live.playhead <= live.sent
+        assert viewer.until("video.block", block=3), "and it can go on as soon as it reads"
+        viewer.close()
+    finally:
+        plug.close()
+        server.stop()
 
 
 def test_an_ack_of_what_was_not_sent_moves_nothing(pipeline: Pipeline, tmp_path: Path) -> None:

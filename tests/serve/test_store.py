@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
-import subprocess
+import json
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,55 +12,8 @@ import pytest
 from arvid.serve.keys import make_key
 from arvid.serve.limits import Allowance
 from arvid.serve.store import Job, Store, new_id
-
-PROGRAMS = ("initdb", "postgres")
-
-
-def program(name: str) -> str | None:
-    """A program of PostgreSQL, which Debian keeps off the path."""
-    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
-    return shutil.which(name) or (str(found[-1]) if found else None)
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a PostgreSQL that was started for these tests."""
-    pytest.importorskip("psycopg")
-    initdb, server = (program(name) for name in PROGRAMS)
-    if initdb is None or server is None:
-        pytest.skip("PostgreSQL is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    root = tmp_path_factory.mktemp("postgres")
-    data, user = root / "data", []
-    if Path("/proc/self").stat().st_uid == 0:  # it does not run as root
-        if shutil.which("setpriv") is None:
-            pytest.skip("PostgreSQL does not run as root, and there is no setpriv")
-        user = ["setpriv", "--reuid=nobody", "--clear-groups"]
-        data.mkdir()
-        shutil.chown(data, "nobody")
-        for path in (root, *root.parents[:3]):
-            path.chmod(path.stat().st_mode | 0o111)
-    begun = [*user, initdb, "-D", str(data), "-U", "arvid", "--auth=trust", "--no-sync"]
-    subprocess.run(begun, check=True, capture_output=True)
-    running = subprocess.Popen(
-        [*user, server, "-D", str(data), "-h", "127.0.0.1", "-p", str(port), "-k", str(data), "-c", "fsync=off"],
-        stderr=subprocess.DEVNULL,
-    )
-    address = f"postgresql+psycopg://arvid@127.0.0.1:{port}/postgres"
-    try:
-        for attempt in range(100):
-            try:
-                Store(address).close()
-                break
-            except ValueError:
-                assert attempt < 99
-                time.sleep(0.2)
-        yield address
-    finally:
-        running.terminate()
-        running.wait(20)
+from serve import running
+from serve.running import PROMPT, ask, wait_for
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
@@ -173,6 +123,28 @@ def test_keys(store: Store) -> None:
     assert (key.requests, key.jobs, key.sessions, len(key.hash)) == (1, 2, 3, 64)
     assert store.key_of(key.hash) is not None and store.key_of("0" * 64) is None
     assert store.remove_key(name) and not store.remove_key(name)
+
+
+@pytest.mark.slow
+def test_a_server_on_postgresql(postgres: str, toy: Path, tmp_path: Path) -> None:
+    body = {"prompt": PROMPT, "seconds": 1, "size": "64x64"}
+    server = running.begin(toy, tmp_path, database=postgres)
+    try:
+        done, left = (json.loads(ask(server.address, "/v1/videos", body)[2])["id"] for _ in range(2))
+        assert wait_for(server.address, done)["status"] == "completed"
+        long = json.loads(ask(server.address, "/v1/videos", {**body, "seconds": 60})[2])["id"]
+        wait_for(server.address, left)
+    finally:
+        server.stop()
+    assert not (tmp_path / "arvid.db").exists()
+    again = running.begin(toy, tmp_path, database=postgres)
+    try:
+        listed = json.loads(ask(again.address, "/v1/videos")[2])["data"]
+        assert [video["id"] for video in listed] == [long, left, done]
+        assert ask(again.address, f"/v1/videos/{done}/content")[0] == 200
+        assert wait_for(again.address, long)["status"] == "completed"
+    finally:
+        again.stop()
 
 
 @pytest.mark.parametrize("wrong", ["nonsense", "sqlite:////no/such/folder/x.db", "postgresql+psycopg://h:1/x", "x://y"])

@@ -1,7 +1,8 @@
 """A bank of identities: old frames of those whom the prompt names are brought back.
 
 Knows: which names a frame shows and which are wanted, how well a frame answers the prompt it was made under.
-Does not know: prompts, how names are found in them (`arvid.rollout.entities`), models. After IAMFlow (2605.18733),
+Does not know: prompts, how names are found in them (`arvid.rollout.entities`, which is told who the `reader` is),
+models. After IAMFlow (2605.18733),
 without its vision model: the score is that of the text alone.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,15 +28,19 @@ class Bank(ByContent):
     together show as many of the wanted names as possible (greedy cover, ties by score, filled up by score). The best
     frame of each block that leaves the recent ones goes into the bank, which holds `bank` frames: over that, the worst
     goes whose names other frames show too. Of sink and bank every head reads the `top` frames with the highest
-    product of mean key and mean query. Published: sink=3, recent=6, top=3, bank=6."""
+    product of mean key and mean query. Published: sink=3, recent=6, top=3, bank=6. `reader` is the directory of a
+    transformers language model that finds names in prompts; without one they are found by rules."""
 
     frames: int = 9
     sink: int = 2
     recent: int = 5
     bank: int = 6
     top: int = 4
+    reader: str = ""
 
     def __post_init__(self) -> None:
+        if self.reader and not (Path(self.reader) / "config.json").is_file():
+            raise ValueError(f"reader {self.reader} holds no config.json; give a transformers directory, or none")
         if self.sink < 0 or self.recent < 1 or self.brought < 1 or self.bank < self.brought or self.top < 1:
             raise ValueError(
                 f"{self.frames} frames with sink {self.sink} and {self.recent} recent from a bank of {self.bank}, top "

@@ -17,6 +17,7 @@ from arvid.caches.headwise import Headwise
 from arvid.caches.packed import Pack
 from arvid.caches.per_level import LevelStore
 from arvid.caches.policy import Policy
+from arvid.caches.positions import Cyclic
 from arvid.caches.route import Route
 from arvid.caches.sink import Sink
 from arvid.caches.store import Store
@@ -41,7 +42,15 @@ POLICIES: dict[str, Callable[..., Policy]] = {
 
 
 def remember(policy: Policy, block: int, positions: Positions | None = None) -> Past:
-    """An empty past under a policy: one store, or one per noise level where the policy asks for that."""
+    """An empty past under a policy: one store, or one per noise level where the policy asks for that.
+
+    Raises ValueError when a cycle of positions is too short for the frames that the policy keeps and a block.
+    """
+    if isinstance(positions, Cyclic) and policy.room + block > positions.period:
+        raise ValueError(
+            f"{policy.room} frames of the past and a block of {block} share places in a cycle of {positions.period}; "
+            f"make it at least {policy.room + block}"
+        )
     if policy.per_level:
         return LevelStore(lambda: Store(policy, block, positions))
     return Store(policy, block, positions)

@@ -69,6 +69,8 @@ class Policy(ABC):
     """Pieces are whole frames, and all layers and heads see the same ones."""
     per_level = False
     """Every noise level has a past of its own (`arvid.caches.per_level`)."""
+    reader = ""
+    """Who reads prompts for it (see `arvid.rollout.entities.reader_of`)."""
 
     @property
     def room(self) -> int:

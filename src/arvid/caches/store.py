@@ -130,6 +130,11 @@ class Store:
         if not self._about or list(self._about.values())[-1] != about:
             self._about[start] = about
 
+    @property
+    def reader(self) -> str:
+        """Who reads prompts for the policy."""
+        return self._policy.reader
+
     def cut(self, start: int, gap: float = CUT_GAP) -> None:
         """The block at `start` opens a new scene: for this block alone the past stands `gap` frames further back."""
         self._cuts = {start: gap}

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from arvid.cli import options
-from arvid.cli.places import writable
+from arvid.cli import bench_comparison, bench_judges, bench_memory, bench_serve, bench_training, options
+from arvid.cli.eval import check_place
 
 STOPPED = 130
 
@@ -40,20 +40,34 @@ def speculation(
     threads: options.Threads = 0,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report here.")] = None,
     html_file: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the page here.")] = None,
+    random_weights: Annotated[
+        bool,
+        typer.Option(
+            "--random-weights",
+            help="Time forced acceptance with random weights: published sizes on a GPU, tiny ones on a CPU.",
+        ),
+    ] = False,
 ) -> None:
     """Compare routers of speculative generation over the same held-out prompts and seeds.
 
     Without --policy and --policies: those of the benchmark. Ctrl-C ends the run and reports its complete rounds.
     """
+    if random_weights:
+        from arvid.cli import bench_forced
+
+        # The defaults of the other kind of run stand for "choose": a GPU if there is one.
+        named, on = ("" if model == "embedded" else model), ("" if device == "cpu" else device)
+        bench_forced.forced(named, on, threads, quick, json_file=json_file)
+        return
     begin = time.monotonic()
     for path in filter(None, (json_file, html_file)):
-        _check_place(path)
+        check_place(path)
     named = (*(policy or ()), *(_read_policies(policies) if policies else ()))
     # What is heavy is imported when it is needed: `arvid --help` answers at once.
     from arvid.cli import bench_speculation as running
     from arvid.cli import families
 
-    wanted = running.Wanted(prompts, seeds, seconds, named, _levels(levels), quick)
+    wanted = running.Wanted(prompts, seeds, seconds, named, level_numbers(levels), quick)
     families.set_up(threads)
     report, videos = running.Bench(families.open_pipeline(model, "", device), wanted, begin).run()
     if not videos:
@@ -81,12 +95,12 @@ def family(
 ) -> None:
     """Measure what the card of a family promises: autoencoder, target, drafter, long videos, cost."""
     if json_file:
-        _check_place(json_file)
+        check_place(json_file)
     from arvid.cli import bench_family as running
     from arvid.cli import families
     from arvid.cli.report import write_report
 
-    chosen = _levels(levels)
+    chosen = level_numbers(levels)
     families.set_up(threads)
     report = running.measure(families.open_pipeline(model, "", device), prompts, chosen, device)
     if json_file:
@@ -125,7 +139,7 @@ def engine(
 ) -> None:
     """Time the engine with random weights: published sizes on a GPU, tiny ones on a CPU, beside a plain loop."""
     for path in filter(None, (json_file, profile)):
-        _check_place(path)
+        check_place(path)
     import torch
 
     from arvid.cli import bench_engine as running
@@ -146,7 +160,14 @@ def engine(
         raise typer.Exit(STOPPED)
 
 
-def _levels(text: str) -> tuple[int, ...]:
+app.command("memory")(bench_memory.memory)
+app.command("serve")(bench_serve.serve)
+app.command("comparison")(bench_comparison.comparison)
+app.command("training")(bench_training.training)
+app.command("judges")(bench_judges.judges)
+
+
+def level_numbers(text: str) -> tuple[int, ...]:
     """1-2 or 1,3 as numbers."""
     try:
         low, dash, high = text.partition("-")
@@ -168,10 +189,3 @@ def _read_policies(path: Path) -> tuple[str, ...]:
     if not found:
         raise ValueError(f"no policy in {path}; write one per line, like reward:tau=q50")
     return found
-
-
-def _check_place(path: Path) -> None:
-    """Before minutes of work: can the file be written at all?"""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name a file in it")
-    writable(path.absolute().parent)

@@ -9,11 +9,14 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import torch
 
-from arvid.cli.report import Row, head
+from arvid.cli.report import Recorder, Row, head, speed_of
+from arvid.evals import timing
+from arvid.evals.online import OnlineQuality
 from arvid.evals.speculation import draw_prompts
 from arvid.evals.statistics import PairedBootstrap
 from arvid.models.family import transformer_config
@@ -26,6 +29,8 @@ from arvid.worlds import oracle, shapes
 
 LONG = 3
 """How many times the training length the long videos are."""
+LISTENED = 4
+"""Videos whose blocks are measured while they are made."""
 
 
 def measure(pipeline: Pipeline, prompts: int, levels: tuple[int, ...], device: str) -> Row:
@@ -33,7 +38,7 @@ def measure(pipeline: Pipeline, prompts: int, levels: tuple[int, ...], device: s
     test = draw_prompts(prompts, levels, "family")
     card = pipeline.family.card
     seconds = (card.trained_frames - 1) * TIME_STRIDE / card.fps
-    pipeline.generate(Request(test[0], 1.0, router="target"))
+    warmed = sum(pipeline.generate(Request(test[0], 1.0, router=router)).seconds for router in ("target", "draft"))
     rows = {
         "autoencoder": _autoencoder(pipeline, test),
         "target": _videos(pipeline, test, "target", seconds),
@@ -46,9 +51,16 @@ def measure(pipeline: Pipeline, prompts: int, levels: tuple[int, ...], device: s
     cost = {name: flops_per_token(config, keys) for name, config in pair.items()}
     return {
         **head("bench family", device),
-        "config": {"model": card.name, "prompts": prompts, "levels": list(levels), "seconds": seconds},
+        "config": {
+            "model": card.name,
+            "prompts": prompts,
+            "levels": list(levels),
+            "seconds": seconds,
+            "warm_up_s": round(warmed, 4),
+        },
         **rows,
         "parameters": {name: _parameters(config) for name, config in pair.items()},
+        "online": {name: _online(pipeline, test[:LISTENED], name, seconds) for name in ("target", "draft")},
         "flops_ratio": cost["drafter"] / cost["target"],
         "score_ratio": PairedBootstrap(test).ratio(rows["drafter"]["scores"], rows["target"]["scores"]).value,
         "peak_memory_bytes": _peak_memory(),
@@ -84,13 +96,16 @@ def _autoencoder(pipeline: Pipeline, prompts: tuple[str, ...]) -> Row:
 
 def _videos(pipeline: Pipeline, prompts: tuple[str, ...], router: str, seconds: float) -> Row:
     """World score and seconds of videos by one model."""
-    scores, took, decode, attributes = [], [], [], []
+    scores, took, decode, attributes, speeds = [], [], [], [], []
     for seed, prompt in enumerate(prompts):
-        begin = time.perf_counter()
-        result = pipeline.generate(Request(prompt, seconds, seed, router))
-        took.append(time.perf_counter() - begin)
-        decode.append(sum(block.seconds.get("decode", 0.0) for block in result.blocks))
-        world = oracle.judge(to_bytes(result.frames_BTCHW[0]), prompt)
+        request, recorder = Request(prompt, seconds, seed, router), Recorder()
+        blocks = [block.frames_BTCHW[0] for block in recorder.watch(pipeline.stream(request))]
+        took.append(recorder.seconds)
+        decode.append(recorder.totals()["stage_seconds"].get("decode", 0.0))
+        # Nothing was done with the blocks, so that took no time.
+        rows = [{**row, "kept_s": 0.0} for row in recorder.rows]
+        speeds.append(speed_of(request, pipeline.family.card, rows, recorder.device) or {})
+        world = oracle.judge(to_bytes(torch.cat(blocks)), prompt)
         scores.append(world.score)
         attributes.append(world.attributes)
     means = {name: float(np.mean([found[name] for found in attributes])) for name in attributes[0]}
@@ -99,7 +114,33 @@ def _videos(pipeline: Pipeline, prompts: tuple[str, ...], router: str, seconds: 
         "attributes": means,
         "seconds_per_video": float(np.mean(took)),
         "decode_share": float(np.sum(decode) / (np.sum(took) - np.sum(decode))),
+        "speed": timing.pooled(speeds),
     }
+
+
+class Timed:
+    """A listener that measures quality, and how long that takes (see `arvid.types.Listener`)."""
+
+    def __init__(self) -> None:
+        self.quality, self.seconds = OnlineQuality(), 0.0
+
+    def on(self, event: str, payload: dict[str, Any]) -> None:
+        """Hand the event on."""
+        begin = time.perf_counter()
+        self.quality.on(event, payload)
+        self.seconds += time.perf_counter() - begin
+
+
+def _online(pipeline: Pipeline, prompts: tuple[str, ...], router: str, seconds: float) -> Row:
+    """What a listener that measures every block costs: seconds of a block, and the share of what the block takes
+    without it."""
+    listening, whole, blocks = 0.0, 0.0, 0
+    for seed, prompt in enumerate(prompts):
+        ear, recorder = Timed(), Recorder()
+        for _ in recorder.watch(pipeline.stream(Request(prompt, seconds, seed, router), (ear,))):
+            pass
+        listening, whole, blocks = listening + ear.seconds, whole + recorder.seconds, blocks + len(recorder.rows)
+    return {"seconds_per_block": listening / blocks, "share": listening / (whole - listening)}
 
 
 def _mean(prompts: tuple[str, ...], scores: list[float]) -> Row:
@@ -123,5 +164,9 @@ def told(report: Row) -> list[str]:
     lines.append(
         f"drafter by target: {report['flops_ratio']:.3f} of the FLOPs, {report['score_ratio'] or 0:.2f} of the score"
     )
+    lines += [
+        f"quality while it is made, by {name}: {1000 * found['seconds_per_block']:.2f} ms a block, {found['share']:.1%}"
+        for name, found in report["online"].items()
+    ]
     lines.append(f"peak memory of the process: {report['peak_memory_bytes'] / 1e9:.2f} GB")
     return lines

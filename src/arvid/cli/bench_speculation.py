@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from rich.table import Table
 
 from arvid.cli import families
 from arvid.cli.places import whole
-from arvid.cli.report import head
-from arvid.evals import speculation, summary
+from arvid.cli.report import conditions, head
+from arvid.evals import speculation, summary, timing
 from arvid.evals.speculation import BlockRun, Calibration, Run, Video, Work
 from arvid.pipeline import Pipeline, Request
 
@@ -64,13 +65,24 @@ class PipelineMaker:
         for block in self.pipeline.stream(request):
             shown.append(block.frames_BTCHW.cpu())
             now = time.perf_counter()
-            made.append(BlockRun(now - last, block.source, block.verdict.score, block.passes, block.seconds))
+            told = (block.source, block.verdict.score, block.passes, block.seconds, block.frames_BTCHW.shape[1])
+            made.append(BlockRun(now - last, *told))
             last = now
             if len(made) == blocks:
                 break
         busy = time.process_time() - busy
         frames = ((torch.cat(shown, 1)[0].float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return Run(frames.movedim(1, -1).contiguous().numpy(), tuple(made), last - begin, busy)
+
+
+def _timed(blocks: Sequence[BlockRun]) -> tuple[timing.BlockTime, ...]:
+    """Blocks as the timing record wants them; what is not decoding is denoising."""
+    came = accumulate(block.seconds for block in blocks)
+    decode = [block.stages.get(timing.DECODE, 0.0) for block in blocks]
+    return tuple(
+        timing.BlockTime(block.frames, block.seconds - pixels, pixels, arrived=arrived)
+        for block, pixels, arrived in zip(blocks, decode, came, strict=True)
+    )
 
 
 # ---------------------------------------------------------------- one run
@@ -89,6 +101,7 @@ class Bench:
         self.others = speculation.draw_prompts(others, wanted.levels, "calibration", self.test)
         self.calibration: Calibration | None = None
         self.interrupted = False
+        self.warm_up_s = 0.0
 
     def _checked(self, named: tuple[str, ...]) -> tuple[str, ...]:
         """The policies of the run, each known to be possible with this family."""
@@ -100,7 +113,7 @@ class Bench:
             able = tuple(policy for policy in chosen if speculation.router_of(policy) not in speculation.SCORING)
             errors.print(f"{family.card.name} has no reward model: {len(chosen) - len(able)} policies are left out")
             chosen = able
-        for policy in speculation.resolve(chosen, Calibration((), (0.5,))):
+        for policy in speculation.resolve(speculation.sampled(chosen), None):
             families.check(self.pipeline, Request(self._example(), self.wanted.seconds, router=policy))
         return tuple(dict.fromkeys((speculation.TARGET, *chosen)))
 
@@ -131,25 +144,39 @@ class Bench:
             self.make(speculation.TARGET, prompt, 0, speculation.WARM_BLOCKS)
             trial = time.monotonic()
             next(speculation.measure(self.make, Work((speculation.TARGET,), (prompt,))))
-            took, left = time.monotonic() - trial, self.until - time.monotonic()
+            took = time.monotonic() - trial
+            scored = len(speculation.scorers(chosen)) * len(self.others)
+            left = self.until - time.monotonic() - scored * took
             fitting, self.make.seconds = speculation.fit(left, took, self.wanted.seconds, chosen)
             chosen = chosen if self.wanted.policies else fitting
-        if speculation.needs_calibration(chosen):
+        if speculation.scorers(chosen):
             task = progress.add_task("calibrating", total=None)
             progress.refresh()
-            self.calibration = speculation.calibrate(self.make, self.others)
+            self.calibration = speculation.calibrate(self.make, self.others, chosen)
             progress.remove_task(task)
         resolved = speculation.resolve(chosen, self.calibration)
         task = progress.add_task("warming up", total=len(resolved))
+        begin = time.perf_counter()
         for _ in speculation.warm_up(self.make, resolved, prompt):
             progress.update(task, advance=1, refresh=True)
+        self.warm_up_s = time.perf_counter() - begin
         return resolved
 
+    def _speed(self, policy: str, videos: list[Video]) -> dict[str, Any]:
+        """The timing records of a policy's videos in one (docs/evaluation.md)."""
+        card = self.pipeline.family.card
+        return timing.pooled([
+            timing.record(_timed(video.blocks), conditions(Request(video.prompt, seed=video.seed, router=policy), card))
+            for video in videos if video.policy == policy
+        ])  # fmt: skip
+
     def _report(self, policies: Sequence[str], videos: list[Video]) -> dict[str, Any]:
-        found = summary.rows(videos)
+        found = [{**row, "speed": self._speed(row["policy"], videos)} for row in summary.rows(videos)]
         card, calibration = self.pipeline.family.card, self.calibration
         about = head("bench speculation", str(self.pipeline.family.device))
         where = {**about.pop("machine"), "date": about.pop("date"), "command": about.pop("command")}
+        drafts = calibration.scores if calibration else {}
+        scores = {name: [round(score, 6) for score in some] for name, some in drafts.items()}
         return {
             **about,
             "machine": where,
@@ -165,7 +192,9 @@ class Bench:
                 "asked": {"prompts": self.wanted.prompts, "seeds": self.wanted.seeds, "seconds": self.wanted.seconds,
                           "policies": list(self.policies)},
                 "calibration_prompts": list(calibration.prompts) if calibration else [],
-                "calibration_scores": [round(score, 6) for score in calibration.scores] if calibration else [],
+                "calibration_scores": scores.get(speculation.ACCEPT_ALL, []),
+                "calibrations": scores,
+                "warm_up_s": round(self.warm_up_s, 4),
                 "quick": self.wanted.quick,
                 "interrupted": self.interrupted,
             },

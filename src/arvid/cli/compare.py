@@ -48,7 +48,7 @@ def compare(
         from arvid.evals import gallery
 
         homes = {id(row): path.parent for path, report in zip(reports, held, strict=True) for row in report["clips"]}
-        text = gallery.render(held, labels, compared, lambda row: _find(row, homes[id(row)]), x, y)
+        text = gallery.render(held, labels, compared, lambda row: _find(row, homes[id(row)]), (x, y))
         with whole(html_file) as part:
             part.write_text(text, encoding="utf-8")
     show(compared)

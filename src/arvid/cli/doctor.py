@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from arvid.cli.options import Drafter, Past, Router, Seconds, size_of
+from arvid.cli import options
+from arvid.cli.options import Past, Router, Seconds, size_of
 
 if TYPE_CHECKING:
+    import torch
+
     from arvid.cli.needs import Ask
+    from arvid.models.placement import Placement
     from arvid.models.planning import Device, Need, Way
+    from arvid.models.preparing import How
 
 MEMINFO = Path("/proc/meminfo")
 GROUPS = (
@@ -27,16 +33,16 @@ GROUPS = (
 """Where a container's limit and use are told."""
 
 
+SMALL, SHORT = 100, 60
+"""A family whose files are this many times smaller than what is free is not measured for videos of so many seconds."""
+VAE = {"decoder": "vae"}
+"""Parts whose role has another name in a placement."""
+
+
+@options.grouped
 def doctor(
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            metavar="NAME",
-            help="embedded, a published size (wan-1.3b, wan-14b), a family directory or a checkpoint.",
-        ),
-    ] = "embedded",
-    drafter: Drafter = "",
+    *,
+    parts: options.Parts,
     size: Annotated[str, typer.Option("--size", metavar="WxH", help="Width and height. Default: the model's.")] = "",
     seconds: Seconds = 5.0,
     past: Past = "",
@@ -45,17 +51,22 @@ def doctor(
 ) -> None:
     """Say what this machine is, what a run would need of it, and whether it fits.
 
-    Nothing is loaded: the models' code runs without data, in bf16, and what is alive is counted.
+    --model and --drafter may also name published sizes: wan-1.3b, wan-14b. Nothing is loaded: the models' code runs
+    without data, in bf16, and what is alive is counted.
     """
     wanted = size_of(size)
+    from arvid.cli.families import source_of
     from arvid.cli.needs import Ask, needs_of, parts_of, plan_of
     from arvid.models.planning import ways
+    from arvid.rollout.flow import TOGETHER
 
-    parts, ask = parts_of(model, drafter), Ask(wanted, seconds, past, router)
-    needs, here = needs_of(parts, ask), devices()
+    model, drafter = parts.model, parts.drafter
+    known, ask = parts_of(model, drafter, source_of(parts)), Ask(wanted, seconds, past, router)
+    here = devices()
+    needs = needs_of(known, ask, 1 if len(here) > 1 else TOGETHER)
     found = list(ways(needs, here))
-    asked = {"model": model, "drafter": drafter or None, "size": list(wanted or parts.card.size), "seconds": seconds,
-             "past": past or parts.card.past, "blocks": len(plan_of(parts, ask))}  # fmt: skip
+    asked = {"model": model, "drafter": drafter or None, "size": list(wanted or known.card.size), "seconds": seconds,
+             "past": past or known.card.past, "blocks": len(plan_of(known, ask))}  # fmt: skip
     if as_json:
         typer.echo(json.dumps(_report(asked, needs, here, found), indent=2))
         return
@@ -63,14 +74,40 @@ def doctor(
         typer.echo(line)
 
 
-def require(model: str, drafter: str, device: str, ask: Ask) -> None:
-    """Raises ValueError with the numbers when a run would not fit on `device`; nothing is loaded."""
-    from arvid.cli.needs import needs_of, parts_of
-    from arvid.models.planning import refuse
+class Alive(Protocol):
+    """How needs add up to the most bytes at once by device."""
 
-    needs = needs_of(parts_of(model, drafter), ask)
-    name = "cuda:0" if device == "cuda" else device
-    refuse(needs, devices(), {need.role: name for need in needs})
+    def __call__(self, needs: Sequence[Need], place: Mapping[str, str], /) -> dict[str, int]:
+        """Bytes by the name of a device."""
+        ...
+
+
+def require(needs: Sequence[Need], placement: Placement, how: How, alive: Alive) -> None:
+    """Raises ValueError with the numbers when a run would not fit where it is placed, run as `how` says; `alive` says
+    which parts are there at the same time."""
+    from arvid.models.planning import at_rest, in_8_bits, refuse, resting
+
+    place = {need.role: _named(placement.of(VAE.get(need.role, need.role))) for need in needs}
+    asked = in_8_bits(needs) if how.quantise else list(needs)
+    needed = alive(resting(asked, how.offload), place)
+    host = at_rest(asked, how.offload)
+    if how.quantise:
+        # What is rounded on its way to another device begins as it is on the CPU, one transformer after the other.
+        host += max((n.weights for n in needs if n.layers and place[n.role] != "cpu"), default=0)
+    if host:
+        needed["cpu"] = needed.get("cpu", 0) + host
+    refuse(asked, devices(), place, needed)
+
+
+def _named(device: torch.device) -> str:
+    """The name under which `devices` lists a device."""
+    return device.type if device.type == "cpu" else f"{device.type}:{device.index or 0}"
+
+
+def small(bytes_: int, ask: Ask) -> bool:
+    """Whether a family of so many bytes of weights is so small beside what is free that nobody needs to measure it,
+    which takes a second."""
+    return ask.seconds <= SHORT and SMALL * bytes_ < min(device.room for device in devices())
 
 
 def devices() -> list[Device]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,7 @@ from arvid.cli.places import Places, writable
 if TYPE_CHECKING:
     from arvid.evals.metric import Metric
     from arvid.evals.suites import Case, Suite
-    from arvid.pipeline import Request
+    from arvid.pipeline import Pipeline, Request
 
 UNREAD, STOPPED = 2, 130
 WIDTH = 120
@@ -195,12 +196,7 @@ def fill(videos: Sequence[Path], suite: Suite | None, making: Making, quiet: boo
     """
     from arvid.cli import families
     from arvid.cli.evaluating import progress_bar
-    from arvid.cli.making import Job
-    from arvid.cli.making import make as make_video
-    from arvid.cli.progress import Display
     from arvid.evals import suites
-    from arvid.pipeline import Request
-    from arvid.rollout.timeline import Entry
 
     if suite is None or len(videos) != 1 or videos[0].suffix:
         raise ValueError("--make needs --suite and one folder for its videos")
@@ -208,23 +204,39 @@ def fill(videos: Sequence[Path], suite: Suite | None, making: Making, quiet: boo
     if not lacking:
         return
     pipeline = families.open_pipeline(making.model, making.drafter, making.device)
-
-    def request(case: Case) -> Request:
-        later = tuple(Entry(second, prompt) for second, prompt in case.changes)
-        return Request(case.prompts[0], case.seconds, case.seed, making.router, making.past, timeline=later)
-
-    def one(case: Case, path: Path) -> None:
-        places = Places(path, path.with_suffix(".json"))
-        if make_video(pipeline, Job(request(case), places), Display()).interrupted:
-            path.unlink(missing_ok=True)
-            raise KeyboardInterrupt
-
-    families.check(pipeline, request(lacking[0]))
-    pipeline.generate(replace(request(lacking[0]), seconds=WARM_SECONDS, timeline=()))
+    warm(pipeline, request_for(lacking[0], making.router, making.past))
     with progress_bar(quiet) as progress:
         task = progress.add_task("making", total=len(lacking))
+        one = partial(make_case, pipeline, making.router, making.past, 0)
         for case in suites.fill(suite, videos[0], one):
             progress.update(task, advance=1, description=f"making {case.name}")
+
+
+def request_for(case: Case, router: str, past: str = "") -> Request:
+    """What a case of a suite asks for; later prompts become a timeline."""
+    from arvid.pipeline import Request
+    from arvid.rollout.timeline import Entry
+
+    later = tuple(Entry(second, prompt) for second, prompt in case.changes)
+    return Request(case.prompts[0], case.seconds, case.seed, router, past, timeline=later)
+
+
+def warm(pipeline: Pipeline, request: Request) -> float:
+    """Make a short video that does not count; its seconds. Raises ValueError when the request cannot be met."""
+    pipeline.check(request)
+    return pipeline.generate(replace(request, seconds=min(request.seconds, WARM_SECONDS), timeline=())).seconds
+
+
+def make_case(pipeline: Pipeline, router: str, past: str, scale: int, case: Case, path: Path) -> None:
+    """The video of a case, enlarged `scale` times (0: as fits), with its report beside it. Raises KeyboardInterrupt,
+    and leaves nothing, when it was interrupted."""
+    from arvid.cli.making import Job, make
+    from arvid.cli.progress import Display
+
+    places = Places(path, path.with_suffix(".json"))
+    if make(pipeline, Job(request_for(case, router, past), places, scale), Display()).interrupted:
+        path.unlink(missing_ok=True)
+        raise KeyboardInterrupt
 
 
 # ---------------------------------------------------------------- what is shown

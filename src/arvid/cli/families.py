@@ -1,28 +1,33 @@
-"""Families for a command: found, checked, put together, and what a prompt asks beyond what they know.
+"""Families for a command: found, checked, planned for, put together, and what a prompt asks beyond what they know.
 
-Knows: the options --model, --drafter and --device, the grammar of the embedded family's world. Does not know: blocks,
-files of results.
+Knows: the groups of options that name a family and say how it runs, the grammar of the embedded family's world. Does
+not know: how a family is put together (`arvid.families`), blocks, files of results.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import typer
 
 from arvid import spec
 from arvid.caches.policies import POLICIES
+from arvid.cli import doctor
+from arvid.cli.needs import Ask, needs_of, parts_as_found, parts_of
+from arvid.cli.options import Parts, Running
 from arvid.cli.report import world_of
-from arvid.models.family import Card, load_transformer, read_card
-from arvid.models.wan.transformer import WanConfig
-from arvid.pipeline import EMBEDDED, Family, Pipeline, Request, load
+from arvid.families import Source, bytes_at, find, is_checkpoint, open_family, open_packaged, overlapped
+from arvid.families import directory_of as directory_of
+from arvid.models.family import Card, read_card
+from arvid.models.placement import Placement
+from arvid.models.planning import after_text, most
+from arvid.models.preparing import How
+from arvid.models.text import TextEncoder
+from arvid.pipeline import Family, Pipeline, Request
+from arvid.rollout.flow import TOGETHER
 from arvid.rollout.routers import ROUTERS
 from arvid.worlds import grammar
-
-MUST_FIT = ("in_dim", "out_dim", "text_dim", "text_len")
 
 
 def set_up(threads: int) -> None:
@@ -43,18 +48,64 @@ def check_specs(router: str, past: str) -> None:
 
 
 def open_pipeline(model: str, drafter: str, device: str) -> Pipeline:
-    """The pipeline of a family directory (or `embedded`), with the drafter of another family when one is named.
+    """The pipeline of a family directory, `embedded` or a checkpoint, with another drafter when one is named, all on
+    one device. Raises ValueError for a device that is not there, missing or damaged files, and a drafter that does not
+    fit."""
+    return opened(Parts(model, drafter), Running(device))
 
-    Raises ValueError for a device that is not there, missing or damaged files, and a drafter that does not fit.
+
+def opened(parts: Parts, running: Running, ask: Ask | None = None, prompts: Sequence[str] = ()) -> Pipeline:
+    """The pipeline of what the options name, run as they say. With `ask` the run is planned before anything is loaded;
+    `prompts` are those that are known (a large text encoder then leaves before the other parts come).
+
+    Raises ValueError for what cannot be done or does not fit the machine, and for missing or damaged files.
     """
-    where = _device(device)
-    family = _load(directory_of(model), where)
-    return Pipeline(_with_drafter(family, directory_of(drafter)) if drafter else family)
+    placement, how = placement_of(running), how_of(running)
+    size = ask.size if ask else None
+    if is_checkpoint(parts.model):
+        found = find(source_of(parts, size))
+        if ask and not doctor.small(found.bytes, ask):
+            doctor.require(needs_of(parts_as_found(found), ask, _together(placement)), placement, how, after_text)
+        return _pipeline(open_family(found, placement, how, prompts), running, placement)
+    if alien := parts.of_checkpoints:
+        raise ValueError(f"{', '.join(alien)} with {parts.model}, a family directory that has its own; leave it out")
+    if ask and not doctor.small(bytes_at(directory_of(parts.model)), ask):
+        known = parts_of(parts.model, parts.drafter)
+        doctor.require(needs_of(known, ask, _together(placement)), placement, how, most)
+    return _pipeline(open_packaged(directory_of(parts.model), parts.drafter, placement, how), running, placement)
 
 
-def directory_of(name: str) -> Path:
-    """The directory of a family by name or path."""
-    return EMBEDDED if name == "embedded" else Path(name)
+def _together(placement: Placement) -> int:
+    """Pending blocks that are written in one pass (see `arvid.pipeline`)."""
+    return TOGETHER if placement.home.type == "cpu" else 1
+
+
+def _pipeline(family: Family, running: Running, placement: Placement) -> Pipeline:
+    return Pipeline(overlapped(family, placement) if running.overlap else family)
+
+
+def card_of(parts: Parts) -> Card:
+    """How a family is run, before it is loaded. Raises ValueError when it is not there, or lacks a part."""
+    return find(source_of(parts)).card if is_checkpoint(parts.model) else read_card(directory_of(parts.model))
+
+
+def source_of(parts: Parts, size: tuple[int, int] | None = None) -> Source:
+    """A checkpoint and what belongs to it, as the options name them."""
+    loras = tuple(parts.lora or ())
+    return Source(
+        parts.model, parts.drafter, parts.family, parts.heads, loras, parts.text, parts.vae, parts.reward, size
+    )
+
+
+def placement_of(running: Running) -> Placement:
+    """The device of every role. Raises ValueError for one that is not there."""
+    return Placement.parse(running.place, _device(running.device))
+
+
+def how_of(running: Running) -> How:
+    """How transformers run. Raises ValueError for what does not exist or does not go together."""
+    roles = tuple(role.strip() for role in running.offload.split(",") if role.strip())
+    return How(running.quantise, roles, running.compiled)
 
 
 def check(pipeline: Pipeline, request: Request) -> int:
@@ -73,28 +124,6 @@ def _device(name: str) -> str:
     return name
 
 
-def _load(directory: Path, device: str) -> Family:
-    try:
-        return load(directory, device)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{directory / 'card.json'} does not describe a family ({error}); fetch it again") from error
-
-
-def _with_drafter(family: Family, directory: Path) -> Family:
-    card = read_card(directory)
-    if "drafter" not in card.parts:
-        raise ValueError(f"{directory} has no drafter; its parts: {', '.join(sorted(card.parts))}")
-    wanted, given = _widths(family.card, "target"), _widths(card, "drafter")
-    bent = [f"{name} {given[name]}, expected {wanted[name]}" for name in MUST_FIT if wanted[name] != given[name]]
-    if bent:
-        raise ValueError(f"the drafter of {directory} does not fit {family.card.name}: {'; '.join(bent)}; use another")
-    return replace(family, drafter=load_transformer(directory, card, "drafter", family.device))
-
-
-def _widths(card: Card, part: str) -> dict[str, Any]:
-    return {name: card.parts[part].get(name, WanConfig.__dataclass_fields__[name].default) for name in MUST_FIT}
-
-
 def warn(text: str) -> None:
     """One line on stderr."""
     typer.echo(f"warning: {text}", err=True)
@@ -103,7 +132,7 @@ def warn(text: str) -> None:
 def doubts(family: Family, prompt: str) -> str:
     """What a person should know about a prompt before the video is made: words the family never learned, and a prompt
     without anything its world can show, with an example of what it knows. Empty when all is well."""
-    strange = family.text.unknown(prompt)
+    strange = family.text.unknown(prompt) if isinstance(family.text, TextEncoder) else []
     shapes, empty = world_of(family.card) == "shapes", False
     if shapes:
         seen = {stem for word in strange for stem in grammar.words(word)}

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from arvid.cli import bench, compare, demo, doctor, generate, models, options, serve, train
+from arvid.cli import batch, bench, compare, demo, doctor, generate, models, options, serve, train
 from arvid.cli import eval as evaluation
 
 INPUT_WRONG, INTERRUPTED = 2, 130
@@ -78,6 +78,7 @@ def prepare(
 
 
 app.command("generate")(generate.generate)
+app.command("batch")(batch.batch)
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("doctor")(doctor.doctor)

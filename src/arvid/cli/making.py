@@ -6,16 +6,21 @@ where a block goes (cli/keeping.py, cli/saving.py).
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 from torch import Tensor
 
+from arvid.cli.delivering import Delivery, lateness
 from arvid.cli.keeping import Job as Job
 from arvid.cli.keeping import Log, Shelf
+from arvid.cli.options import Parts
 from arvid.cli.progress import Display
 from arvid.cli.report import Recorder, head, run_of, write_report
 from arvid.cli.saving import SavedShelf
@@ -23,6 +28,35 @@ from arvid.pipeline import Pipeline
 from arvid.rollout.guard import STEADY
 from arvid.rollout.session import Session
 from arvid.types import Block
+
+PATHS = ("model", "drafter", "lora", "text", "vae", "reward")
+"""What an order names by path."""
+
+
+@dataclass(frozen=True)
+class Order(Job):
+    """A job that knows what its family was made of: the options that named it, as plain data."""
+
+    made_of: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        there = {name: _absolute(self.made_of[name]) for name in PATHS if self.made_of.get(name)}
+        object.__setattr__(self, "made_of", {**self.made_of, **there})
+
+
+def made_of(job: Job) -> tuple[Parts, str]:
+    """The parts of the family of a saved run, and how its weights were rounded."""
+    told = dict(json.loads((job.folder / "job.json").read_text(encoding="utf-8")).get("made_of") or {})
+    if not told:
+        return Parts(job.model, job.drafter), ""
+    return Parts(**{name: value for name, value in told.items() if name != "quantise"}), told["quantise"]
+
+
+def _absolute(named: Any) -> Any:
+    """A path that means the same from anywhere; a name or an id on the hub stays as it is."""
+    if isinstance(named, list):
+        return [_absolute(one) for one in named]
+    return str(Path(named).absolute()) if named != "embedded" and Path(named).exists() else named
 
 
 class Interrupts:
@@ -71,13 +105,15 @@ def make(pipeline: Pipeline, job: Job, display: Display, given: Tensor | None = 
     interrupt ends it at the last finished block; the files of the finished blocks are written all the same, and
     `interrupted` of the recorder is true."""
     recorder, log = Recorder(), Log()
+    delivery = Delivery((recorder, log, display), lateness(pipeline.family, bool(job.save_every)))
     shelf = SavedShelf(pipeline, job) if job.save_every else Shelf(pipeline, job)
     with Interrupts() as interrupts:
         try:
-            session = shelf.open(pipeline, given, (recorder, log, display), recorder, log)
+            session = shelf.open(pipeline, given, delivery.listeners, recorder, log)
             display.begin(job.request.prompt, session.blocks)
             with shelf, display:
-                _fill(shelf, session, interrupts, recorder, log, display)
+                blocks = recorder.watch(interrupts.during(delivery.blocks(session)))
+                _fill(shelf, session, blocks, recorder, log, display)
             if recorder.rows:
                 shelf.finish(not recorder.interrupted)
                 _report(pipeline, job, recorder, log)
@@ -90,12 +126,12 @@ def make(pipeline: Pipeline, job: Job, display: Display, given: Tensor | None = 
 
 
 def _fill(
-    shelf: Shelf, session: Session, interrupts: Interrupts, recorder: Recorder, log: Log, display: Display
+    shelf: Shelf, session: Session, blocks: Iterator[Block], recorder: Recorder, log: Log, display: Display
 ) -> None:
     if not recorder.rows:
         shelf.begin()
     try:
-        for block in recorder.watch(interrupts.during(session)):
+        for block in blocks:
             shelf.add(block, session, recorder, log)
             display.block(recorder.rows[-1])
     except KeyboardInterrupt:

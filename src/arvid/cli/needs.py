@@ -17,21 +17,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import UMT5Config, UMT5EncoderModel
+from transformers import CLIPConfig, CLIPModel, UMT5Config, UMT5EncoderModel
 
 from arvid import spec
 from arvid.caches.policies import POLICIES
 from arvid.caches.store import Policy, Store
+from arvid.families import Found, RewardAt, Source, directory_of, is_checkpoint, survey
 from arvid.models.checkpoints.reading import open_checkpoint
-from arvid.models.family import Card, read_card, transformer_config
+from arvid.models.family import CARD, Card, read_card, transformer_config
 from arvid.models.planning import META, Ledger, Need, by_layers, need
 from arvid.models.tae import SPACE_STRIDE, TIME_STRIDE, TAEConfig, TinyAutoencoder
 from arvid.models.umt5 import xxl
 from arvid.models.wan.presets import PRESETS
 from arvid.models.wan.transformer import CausalWan, WanConfig
 from arvid.models.wan.vae import WanAutoencoder
-from arvid.pipeline import EMBEDDED
+from arvid.rewards.clip import ClipScore
 from arvid.rewards.frame import FrameReward, FrameRewardConfig
+from arvid.rewards.hps import vit_h_14
 from arvid.rewards.image_reward import ImageReward
 from arvid.rollout.flow import TOGETHER, FlowWalker
 from arvid.rollout.routers import ROUTERS, Target
@@ -75,13 +77,18 @@ class Ask:
     router: str = ""
 
 
-def parts_of(model: str, drafter: str = "") -> Parts:
+def parts_of(model: str, drafter: str = "", source: Source | None = None) -> Parts:
     """The parts of a model: `embedded`, a family directory, a published size (wan-1.3b, wan-14b), or a checkpoint of a
-    Wan transformer; `drafter` likewise. Raises ValueError for a name that is none of them."""
-    directory = EMBEDDED if model == "embedded" else Path(model)
-    if (directory / "card.json").is_file():
+    Wan transformer, of which `source` may say more; `drafter` likewise. What does not lie beside a checkpoint is taken
+    to be of the published size. Raises ValueError for a name that is none of them."""
+    directory = directory_of(model)
+    if (directory / CARD).is_file():
         found = _of_family(directory)
         return replace(found, drafter=_size(drafter, "drafter")) if drafter else found
+    if model not in PRESETS and is_checkpoint(model):
+        own = drafter if is_checkpoint(drafter) else ""
+        found = parts_as_found(survey(replace(source or Source(model), drafter=own)))
+        return replace(found, drafter=_size(drafter, "drafter")) if drafter and not own else found
     target = _size(model, "target")
     small = _size(drafter, "drafter") if drafter else None
     past = SHORT if target.dim >= WIDE else WAN_CARD.past
@@ -93,12 +100,31 @@ def parts_of(model: str, drafter: str = "") -> Parts:
     )  # fmt: skip
 
 
+def parts_as_found(found: Found) -> Parts:
+    """The parts of a checkpoint and of what lies beside it; what is missing is of the published size."""
+    config, drafter = found.target.config, found.drafter
+    text = found.text.config if found.text else xxl()
+    vae = found.vae.build if found.vae else lambda: WanAutoencoder.build({})
+    return Parts(
+        found.card, config, drafter.config if drafter else None,
+        (lambda: UMT5EncoderModel(text), _read(config.text_len)), vae, _scorer(found.reward) if found.reward else None,
+    )  # fmt: skip
+
+
+def _scorer(found: RewardAt) -> tuple[Callable[[], nn.Module], Run]:
+    """What makes and what runs a reward."""
+    if found.kind == "image-reward":
+        return (lambda: ImageReward(None)), _look
+    sizes = vit_h_14() if found.kind == "hps" else CLIPConfig.from_pretrained(str(found.path), local_files_only=True)
+    return (lambda: ClipScore(CLIPModel(sizes), None)), _see
+
+
 def _size(name: str, part: str) -> WanConfig:
     """Sizes of the transformer called `name`, in its role `part`."""
     if name in PRESETS:
         return PRESETS[name]
-    directory = EMBEDDED if name == "embedded" else Path(name)
-    if (directory / "card.json").is_file():
+    directory = directory_of(name)
+    if (directory / CARD).is_file():
         card = read_card(directory)
         if part not in card.parts:
             raise ValueError(f"{directory} has no {part}; its parts: {', '.join(sorted(card.parts))}")
@@ -130,8 +156,9 @@ def _settings(plain: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
 
 
-def needs_of(parts: Parts, ask: Ask) -> list[Need]:
-    """What every part needs for a request. Raises ValueError for a request that no plan can be made of."""
+def needs_of(parts: Parts, ask: Ask, together: int = TOGETHER) -> list[Need]:
+    """What every part needs for a request, where up to `together` pending blocks are written in one pass (on a GPU each
+    alone). Raises ValueError for a request that no plan can be made of."""
     width, height = ask.size or parts.card.size
     plan = plan_of(parts, ask)
     config = parts.target
@@ -142,7 +169,7 @@ def needs_of(parts: Parts, ask: Ask) -> list[Need]:
     policy = spec.build(ask.past or parts.card.past, POLICIES, "past")
     router = spec.build(ask.router or parts.card.router, ROUTERS, "router")
     drafting = parts.drafter is not None and not isinstance(router, Target)
-    together = min(TOGETHER, max(1, len(plan) - 1)) if drafting else 1
+    together = min(together, max(1, len(plan) - 1)) if drafting else 1
     found = [_transformer("target", config, policy, plan, shape, together)]
     if parts.drafter is not None and drafting:
         found.append(_transformer("drafter", parts.drafter, policy, plan, shape, 1))
@@ -260,6 +287,15 @@ def _look(given: tuple[ImageReward, tuple[int, ...]], ledger: Ledger) -> tuple[i
     model, frames = given
     x_NCHW = model.prepare(torch.empty(frames, dtype=DTYPE, device=META), model.config.side).to(DTYPE)
     model.vision(pixel_values=x_NCHW)
+    return 0, ledger.peak
+
+
+def _see(given: tuple[ClipScore, tuple[int, ...]], ledger: Ledger) -> tuple[int, int]:
+    """CLIP's preparation of all frames of a block and its view of them."""
+    model, frames = given
+    side = int(model.model.config.vision_config.image_size)
+    x_NCHW = model.prepare(torch.empty(frames, dtype=DTYPE, device=META), side).to(DTYPE)
+    model.model.vision_model(pixel_values=x_NCHW)
     return 0, ledger.peak
 
 

@@ -1,24 +1,78 @@
 """Options that several verbs share, and what they mean.
 
-Knows: names, defaults, help texts, how a size or a list of prompts is written. Does not know: what is done with them.
+Knows: names, defaults, help texts, groups of options, how a size or a list of prompts is written. Does not know: what
+is done with them.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
+import inspect
 import re
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 Model = Annotated[
-    str, typer.Option("--model", metavar="DIR", help="A family directory, or 'embedded' for the one that ships.")
+    str,
+    typer.Option(
+        "--model",
+        metavar="PATH",
+        help="A family directory, 'embedded' for the one that ships, or a checkpoint: file, folder, Hugging Face id.",
+    ),
 ]
 Drafter = Annotated[
-    str, typer.Option("--drafter", metavar="DIR", help="Take the drafter of another family (a family directory).")
+    str, typer.Option("--drafter", metavar="PATH", help="The drafter: of another family directory, or a checkpoint.")
 ]
+FamilyName = Annotated[
+    str, typer.Option("--family", metavar="NAME", help="The family of a checkpoint whose files do not tell it.")
+]
+Heads = Annotated[
+    int, typer.Option("--heads", min=0, metavar="N", help="Attention heads of a checkpoint of no published width.")
+]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option("--lora", metavar="PATH", help="An adapter to merge into the model; repeat for more."),
+]
+TextEncoder = Annotated[
+    str, typer.Option("--text", metavar="PATH", help="Text encoder of a checkpoint. Default: found beside it.")
+]
+Vae = Annotated[
+    str,
+    typer.Option("--vae", metavar="PATH", help="Autoencoder of a checkpoint, or a tiny one. Default: found beside it."),
+]
+Reward = Annotated[
+    str, typer.Option("--reward", metavar="PATH", help="ImageReward, HPSv2 or a CLIP directory, to score drafts with.")
+]
+Place = Annotated[
+    str,
+    typer.Option(
+        "--place",
+        metavar="ROLES",
+        help="Where parts stand, for example target=cuda:0,vae=cuda:1,reward=cuda:1. Default: all on --device.",
+    ),
+]
+Quantise = Annotated[
+    str,
+    typer.Option(
+        "--quantise", metavar="KIND", help="Weights of 8 bits: int8, int8-dynamic, fp8, fp8-dynamic. Default: none."
+    ),
+]
+Offload = Annotated[
+    str,
+    typer.Option(
+        "--offload", metavar="ROLES", help="Let layers of target, drafter or both (joined by a comma) rest on the CPU."
+    ),
+]
+Overlap = Annotated[
+    bool, typer.Option("--overlap", help="Decode a block on a GPU while the next one is made; blocks come one later.")
+]
+Compiled = Annotated[bool, typer.Option("--compile", help="Compile the blocks of the transformers.")]
 Router = Annotated[
     str,
     typer.Option(
@@ -90,6 +144,68 @@ Seed = Annotated[int, typer.Option("--seed", metavar="N", help="The same seed gi
 Threads = Annotated[int, typer.Option("--threads", min=0, metavar="N", help="CPU threads; 0 takes all cores.")]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="Where it runs: cpu, cuda, cuda:1.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")]
+
+
+# ---------------------------------------------------------------- groups
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a family is made of."""
+
+    model: Model = "embedded"
+    drafter: Drafter = ""
+    family: FamilyName = ""
+    heads: Heads = 0
+    lora: Loras = None
+    text: TextEncoder = ""
+    vae: Vae = ""
+    reward: Reward = ""
+
+    @property
+    def of_checkpoints(self) -> list[str]:
+        """Options in use that say something of a checkpoint, and nothing of a family directory."""
+        return [f"--{field.name}" for field in fields(self)[2:] if getattr(self, field.name)]
+
+
+@dataclass(frozen=True)
+class Running:
+    """How and where a family runs."""
+
+    device: Device = "cpu"
+    place: Place = ""
+    quantise: Quantise = ""
+    offload: Offload = ""
+    compiled: Compiled = False
+    overlap: Overlap = False
+
+
+def grouped(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb as the command line sees it: a parameter whose type is a group of options (a dataclass) is spelled out,
+    option by option, and the verb is called with the group."""
+    hints = get_type_hints(verb, include_extras=True)
+    groups = {name: kind for name, kind in hints.items() if isinstance(kind, type) and is_dataclass(kind)}
+    shown: list[inspect.Parameter] = []
+    for parameter in inspect.signature(verb).parameters.values():
+        kind = groups.get(parameter.name)
+        if kind is None:
+            shown.append(parameter.replace(annotation=hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        inner = get_type_hints(kind, include_extras=True)
+        shown += [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=inner[f.name])
+            for f in fields(kind)
+        ]
+
+    @functools.wraps(verb)
+    def spelled(**given: Any) -> None:
+        for name, kind in groups.items():
+            given[name] = kind(**{f.name: given.pop(f.name) for f in fields(kind)})
+        verb(**given)
+
+    spelled.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    spelled.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    return spelled
 
 
 def version() -> str:

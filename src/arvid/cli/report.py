@@ -13,17 +13,20 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from arvid import spec
 from arvid.cli.options import version
 from arvid.cli.places import whole
+from arvid.evals import timing
 from arvid.models.family import Card
 from arvid.pipeline import Request, describe, described
+from arvid.rollout.routers import ROUTERS
 from arvid.types import Block
 
 SCHEMA = 1
@@ -52,7 +55,8 @@ class Recorder:
     """Remembers a rollout as plain rows, without tensors. A `Listener`, and a wrapper of the stream of blocks.
 
     `seconds` is the time spent inside the stream (not in what its consumer does with a block), `first_frame_s` the
-    part of it before the first block was out.
+    part of it before the first block was out. A row has its own part of both (`took_s`, `kept_s`) and the second at
+    which the block was handed over (`arrived_s`). `device` is where the frames were.
     """
 
     def __init__(self) -> None:
@@ -60,6 +64,7 @@ class Recorder:
         self.seconds = 0.0
         self.first_frame_s: float | None = None
         self.interrupted = False
+        self.device = "cpu"
         self._rejected: list[dict[str, Any]] = []
 
     def on(self, event: str, payload: dict[str, Any]) -> None:
@@ -71,19 +76,25 @@ class Recorder:
 
     def watch(self, blocks: Iterator[Block]) -> Iterator[Block]:
         """Pass blocks on, and write down each of them."""
+        already = self.rows[-1].get("arrived_s", self.seconds) if self.rows else 0.0
+        asked = time.perf_counter()
         while True:
             begin = time.perf_counter()
             try:
                 block = next(blocks, None)
             finally:
-                self.seconds += time.perf_counter() - begin
+                took = time.perf_counter() - begin
+                self.seconds += took
             if block is None:
                 return
             if self.first_frame_s is None:
                 self.first_frame_s = self.seconds
-            row = {**describe(block), "rejected": self._rejected}
-            self.rows.append({**row, "outcome": outcome(row)})
+            self.device = str(block.frames_BTCHW.device)
+            row = {**describe(block), "rejected": self._rejected, "took_s": round(took, 5)}
+            out = time.perf_counter()
+            self.rows.append({**row, "outcome": outcome(row), "arrived_s": round(already + out - asked, 5)})
             yield block
+            self.rows[-1]["kept_s"] = round(time.perf_counter() - out, 5)
 
     def totals(self) -> Row:
         """Sums and rates over all blocks (docs/report.md)."""
@@ -113,14 +124,32 @@ class Recorder:
 
 
 def run_of(request: Request, card: Card, recorder: Recorder, drafter: str = "") -> Row:
-    """What was asked for and what came of it: config, blocks, totals, interrupted. `drafter` is the directory that was
-    named for it, if one was."""
+    """What was asked for and what came of it: config, blocks, totals, speed, interrupted. `drafter` is the directory
+    that was named for it, if one was."""
     return {
         "config": {**described(request, card), "drafter": drafter or None, "world": world_of(card), "fps": card.fps},
         "blocks": recorder.rows,
         "totals": recorder.totals(),
+        "speed": speed_of(request, card, recorder.rows, recorder.device),
         "interrupted": recorder.interrupted,
     }
+
+
+def conditions(request: Request, card: Card, machine: Row | None = None) -> timing.Conditions:
+    """Under which the blocks of a request are timed; the machine is that of the report's head where it is left out."""
+    router, (width, height) = request.router or card.router, request.size or card.size
+    own = card.steps if isinstance(card.steps, int) else len(card.steps.timesteps)
+    steps = spec.build(router, ROUTERS, "router").steps or own
+    past = request.past or card.past
+    return timing.Conditions(card.name, machine, steps, past, router, width, height, card.fps, request.seed)
+
+
+def speed_of(request: Request, card: Card, rows: Sequence[Row], device: str) -> Row | None:
+    """The timing record of the rows of a recorder (docs/evaluation.md), None of nothing. No warm-up was made, so none
+    stands beside it: the first block pays for what the first one costs more."""
+    if not rows:
+        return None
+    return timing.record(timing.blocks_of(rows), conditions(request, card, machine(device)))
 
 
 def head(kind: str, device: str) -> Row:

@@ -8,7 +8,11 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import logging
+import socket
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +21,8 @@ import typer
 from arvid.cli import options
 
 if TYPE_CHECKING:
+    from arvid.serve.app import Settings
+    from arvid.serve.house import House
     from arvid.serve.store import Store
 
 NEEDS = ("fastapi", "uvicorn", "sqlalchemy", "prometheus_client", "websockets", "multipart")
@@ -53,6 +59,10 @@ def serve(
         list[str] | None, typer.Option("--origin", metavar="URL", help="A page of another host that may use it.")
     ] = None,
     open_door: Annotated[bool, typer.Option("--open", help="Need no key even where others reach it.")] = False,
+    engine: Annotated[
+        str,
+        typer.Option("--engine", metavar="SPEC", help="Who makes blocks: local, ray, or ray:replicas=4,target=1."),
+    ] = "local",
     quiet: options.Quiet = False,
 ) -> None:
     """Serve a family: a Videos API at /v1, live sessions, and a page at /.
@@ -61,37 +71,55 @@ def serve(
     hand; jobs go on where they were when it is started again.
     """
     check_installed()
-    from arvid.cli import families
+    from arvid.cli import clusters, families
     from arvid.models.family import read_card
-    from arvid.serve.app import Server, Settings, build
+    from arvid.serve.app import Settings
     from arvid.serve.limits import Limits
     from arvid.serve.place import Place
-    from arvid.serve.store import Store
 
+    far = clusters.server_of(engine, model, drafter, device, threads, quiet)
     set_up_logs(logging.WARNING if quiet else logging.INFO)
-    card = read_card(families.directory_of(model))
-    place = Place(data)
-    place.take()
-    store = Store(database or place.database)
-    locked = bool(store.all_keys()) and not open_door
-    store.close()
-    private = is_private(host)
+    card, limits = read_card(families.directory_of(model)), Limits(most_seconds, most_live, sessions=sessions)
+    place, private = Place(data), is_private(host)
+    locked = has_keys(data, database) and not open_door
     if not (private or locked or open_door):
         raise ValueError(f"others reach {host}, and there is no key; make one (arvid keys add NAME), or give --open")
     families.set_up(threads)
     settings = Settings(
-        lambda: families.open_pipeline(model, drafter, device), place, database, locked,
-        limits=Limits(seconds=most_seconds, live_seconds=most_live, sessions=sessions), origins=tuple(origin or ()),
-        hosts=LOOPBACK if private else (), models=tuple(dict.fromkeys((model, card.name))),
+        partial(families.open_pipeline, model, drafter, device), place, database, locked, limits,
+        origins=tuple(origin or ()), hosts=(*LOOPBACK, host) if private else (),
+        models=tuple(dict.fromkeys((model, card.name))),
         drafters=tuple(dict.fromkeys((drafter, "own"))) if drafter else ("own",),
     )  # fmt: skip
-    house = build(settings)
-    server = Server(house, host, port)
+    place.take()
     try:
-        server.run()
+        with listening(host, port) as listens:
+            run_here(settings, listens, far)
+    finally:
+        place.leave()
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket of the server; port 0 takes a free one. Raises ValueError when that cannot be."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        raise ValueError(f"cannot listen on {host} port {port} ({error.strerror}); name another --port") from error
+
+
+def run_here(settings: Settings, listens: socket.socket, far: Callable[[Settings], House] | None = None) -> None:
+    """Serve from this process until a signal ends it; `far` puts a server together whose blocks are made elsewhere.
+    Raises what kept its engine from going on."""
+    from arvid.serve.app import Server, build
+    from arvid.serve.logs import say
+
+    house, (host, port) = (far or build)(settings), listens.getsockname()[:2]
+    say("listening", address=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+    try:
+        Server(house, host, port).run([listens])
     finally:
         house.engine.stop()
-        place.leave()
     if house.engine.failure is not None:
         raise house.engine.failure
 
@@ -141,16 +169,18 @@ def add(
     from arvid.serve.keys import make_key
     from arvid.serve.limits import Allowance
 
-    typer.echo(make_key(_store(data, database), name, Allowance(requests, jobs, sessions)))
+    with _store(data, database) as store:
+        typer.echo(make_key(store, name, Allowance(requests, jobs, sessions)))
 
 
 @app.command("list")
 def listed(data: Data = Path("arvid-data"), database: Database = "") -> None:
     """List keys: whose they are and what they may do."""
     check_installed()
-    for key in _store(data, database).all_keys():
-        limits = f"{key.requests} requests a minute, {key.jobs} jobs, {key.sessions} live sessions"
-        typer.echo(f"{key.name}  {key.begins}...  {limits}")
+    with _store(data, database) as store:
+        for key in store.all_keys():
+            limits = f"{key.requests} requests a minute, {key.jobs} jobs, {key.sessions} live sessions"
+            typer.echo(f"{key.name}  {key.begins}...  {limits}")
 
 
 @app.command("remove")
@@ -161,12 +191,19 @@ def remove(
 ) -> None:
     """Remove a key. Its jobs stay."""
     check_installed()
-    if not _store(data, database).remove_key(name):
-        raise ValueError(f"no key named {name!r}; arvid keys list shows them")
+    with _store(data, database) as store:
+        if not store.remove_key(name):
+            raise ValueError(f"no key named {name!r}; arvid keys list shows them")
 
 
-def _store(data: Path, database: str) -> Store:
+def has_keys(data: Path, database: str) -> bool:
+    """Whether anybody has a key. Raises ValueError when the database cannot be used."""
+    with _store(data, database) as store:
+        return bool(store.all_keys())
+
+
+def _store(data: Path, database: str) -> AbstractContextManager[Store]:
     from arvid.serve.place import Place
     from arvid.serve.store import Store
 
-    return Store(database or Place(data).database)
+    return closing(Store(database or Place(data).database))

@@ -18,7 +18,13 @@ import typer
 from arvid.cli.options import Quiet, Threads
 from arvid.cli.places import writable
 
-RECIPES = {"embedded": "arvid.recipes.embedded", "distill": "arvid.recipes.distill"}
+RECIPES = {
+    "embedded": "arvid.recipes.embedded",
+    "distill": "arvid.recipes.distill",
+    "judges": "arvid.recipes.judges",
+    "own_videos": "arvid.recipes.own_videos",
+    "compressors": "arvid.recipes.compressors",
+}
 """Recipes by name, and the module that holds their `Sizes` and `STAGES`."""
 
 
@@ -35,6 +41,10 @@ def train(
         int | None,
         typer.Option("--steps", min=1, metavar="N", help="Steps of the chosen stages, not the recipe's."),
     ] = None,
+    sized: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Another size of the recipe, like batch=2; may be repeated."),
+    ] = None,
     threads: Threads = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -50,12 +60,28 @@ def train(
     for name in chosen:
         if name not in module.STAGES:
             raise ValueError(f"recipe {recipe!r} has no stage {name!r}; its stages: {', '.join(module.STAGES)}")
-    sizes = _sized(module.Sizes(), chosen, steps)
+    sizes = _sized(_set(module.Sizes(), sized or []), chosen, steps)
     set_up(threads)
     runs.mkdir(exist_ok=True)
     for name in chosen:
         with Watch(name, _length(sizes, name), quiet) as watch:
             module.STAGES[name](runs, sizes, watch.report)
+
+
+def _set(sizes: Any, settings: list[str]) -> Any:
+    """The recipe's sizes with some of them replaced, each in the type it has."""
+    known: dict[str, Any] = {field.name: vars(sizes)[field.name] for field in fields(sizes)}
+    changed: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or name not in known:
+            raise ValueError(f"--set {setting!r}; give NAME=VALUE with one of: {', '.join(known)}")
+        try:
+            changed[name] = type(known[name])(value)
+        except ValueError as error:
+            kind = "a whole number" if isinstance(known[name], int) else "a number"
+            raise ValueError(f"--set {setting!r}; {name} is {kind}, {known[name]} by default") from error
+    return replace(sizes, **changed)
 
 
 def _sized(sizes: Any, stages: list[str], steps: int | None) -> Any:
@@ -72,8 +98,9 @@ def _sized(sizes: Any, stages: list[str], steps: int | None) -> Any:
 
 def _length(sizes: Any, stage: str) -> int:
     """Steps (or clips) a stage will count to, 0 when it does not say."""
-    values: dict[str, int] = {field.name: vars(sizes)[field.name] for field in fields(sizes)}
-    return values.get(f"{stage}_steps", values.get(stage, 0))
+    values: dict[str, Any] = {field.name: vars(sizes)[field.name] for field in fields(sizes)}
+    length = values.get(f"{stage}_steps", values.get(stage, 0))
+    return length if isinstance(length, int) else 0
 
 
 class Watch:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from arvid.evals.clips import Pixels, opened, pictures_of
 
-PLAYER_HEIGHT, PLAYER_SECONDS = 224, 20.0
+PLAYER_HEIGHT, PLAYER_SECONDS = 256, 20.0
 SHEET_FRAMES, SHEET_HEIGHT = 8, 72
 COLOURS = ("#2a78d6", "#eb6834", "#1baa7d", "#8a5cc2", "#b8860b", "#52514e", "#d6418a", "#3aa0a8")
 
@@ -57,8 +57,9 @@ def jpeg(pixels: Pixels) -> str:
 
 
 def shown(path: Path, frames: int) -> tuple[str, str]:
-    """A video of `frames` frames as a player's data address (WebM, at most PLAYER_SECONDS of it) and as a strip of
-    SHEET_FRAMES evenly spaced frames. Raises ValueError when it cannot be read."""
+    """A video of `frames` frames as a player's data address (WebM, at most PLAYER_SECONDS of it and PLAYER_HEIGHT
+    pixels high; a smaller one stays as it is, the page enlarges it) and as a strip of SHEET_FRAMES evenly spaced
+    frames. Raises ValueError when it cannot be read."""
     clip = opened(path)
     chosen = set(np.linspace(0, max(frames - 1, 0), SHEET_FRAMES).round().astype(int).tolist())
     kept: list[Pixels] = []
@@ -67,7 +68,7 @@ def shown(path: Path, frames: int) -> tuple[str, str]:
         rate = Fraction(clip.fps).limit_denominator(1001)
         stream = file.add_stream("libvpx", rate=rate, options={"crf": "20", "b": "2M", "cpu-used": "8"})
         assert isinstance(stream, VideoStream)
-        stream.width, stream.height = _even(clip.width, clip.height, PLAYER_HEIGHT)
+        stream.width, stream.height = _even(clip.width, clip.height, min(PLAYER_HEIGHT, clip.height // 2 * 2))
         stream.pix_fmt = "yuv420p"
         for index, picture in enumerate(pictures_of(path)):
             if index < PLAYER_SECONDS * clip.fps:

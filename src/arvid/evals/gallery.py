@@ -27,11 +27,16 @@ Find = Callable[[Row], Path | None]
 
 
 def render(
-    reports: Sequence[Report], names: Sequence[str], compared: Mapping[str, Any], find: Find, x: str = "", y: str = ""
+    reports: Sequence[Report],
+    names: Sequence[str],
+    compared: Mapping[str, Any],
+    find: Find,
+    axes: tuple[str, str] = ("", ""),
+    most: int = SHOWN_CASES,
 ) -> str:
-    """The page as one self-contained HTML text. `find` gives the file of a clip's row, None where it is gone; `x` and
-    `y` name the axes of the Pareto plot (empty: as fits)."""
-    x, y = compare.axes_of(reports, compared, x, y)
+    """The page as one self-contained HTML text. `find` gives the file of a clip's row, None where it is gone; `axes`
+    names those of the Pareto plot (empty: as fits); at most `most` pairs are shown with players."""
+    x, y = compare.axes_of(reports, compared, *axes)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = number
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -39,7 +44,7 @@ def render(
     return template.render(
         reports=reports, names=names, compared=compared, colours=dict(zip(names, COLOURS * 9, strict=False)),
         pareto=pareto(reports, names, compared, x, y), axes=(x, y), bars=bars(compared, names, metrics),
-        curves=drawn_curves(reports, names, metrics), cases=cases(reports, names, compared, find),
+        curves=drawn_curves(reports, names, metrics), cases=cases(reports, names, compared, find, most),
         table=[(name, [row for row in compared["rows"] if row["metric"] == name]) for name in metrics],
         about=reports[0]["protocol"]["metrics"],
     )  # fmt: skip
@@ -155,11 +160,13 @@ def _clean(axis: Any) -> None:
 # ---------------------------------------------------------------- pictures
 
 
-def cases(reports: Sequence[Report], names: Sequence[str], compared: Mapping[str, Any], find: Find) -> list[Row]:
-    """Players and strips for a few pairs: those that differ most in what the findings name, then the first ones."""
+def cases(
+    reports: Sequence[Report], names: Sequence[str], compared: Mapping[str, Any], find: Find, most: int = SHOWN_CASES
+) -> list[Row]:
+    """Players and strips for `most` pairs: those that differ most in what the findings name, then the first ones."""
     keyed = [compare.keyed(report) for report in reports]
     found = []
-    for key in _telling(keyed, compared, compare.shared(reports))[:SHOWN_CASES]:
+    for key in _telling(keyed, compared, compare.shared(reports))[:most]:
         rows = []
         for name, clips in zip(names, keyed, strict=True):
             path = find(clips[key])

@@ -27,8 +27,9 @@ FRAMES = "frames_BTCHW"
 @dataclass(frozen=True)
 class Quality:
     """One block: means of its frames (units as in docs/evaluation.md), the share of its transitions that are frozen,
-    the mean change inside it, the excess of the change at its beginning over that inside (None for the first block),
-    and the mean relative distance of exposure, contrast, saturation and sharpness from the first block."""
+    the mean change inside it, the excess of the change at its beginning over that inside (None where the frame before
+    is not known: of the first block, and where blocks were taken back), and the mean relative distance of exposure,
+    contrast, saturation and sharpness from the first block."""
 
     block: int
     exposure: float
@@ -59,22 +60,28 @@ class OnlineQuality:
             return
         if FRAMES not in payload:
             raise ValueError(f"the event 'done' carries {sorted(payload)}; online quality needs {FRAMES!r}")
-        self.see(payload[FRAMES])
+        self.see(payload[FRAMES], payload["block"])
 
     def watch(self, blocks: Iterator[Block]) -> Iterator[Block]:
         """Pass blocks on, each measured before."""
         for block in blocks:
-            self.see(block.frames_BTCHW)
+            self.see(block.frames_BTCHW, block.move.index)
             yield block
 
-    def see(self, v_BTCHW: Tensor) -> Quality:
-        """Measure a block's frames in [-1, 1]; the block before is remembered by its last frame."""
-        return self.see_pictures([*to_bytes(v_BTCHW[0])])
+    def see(self, v_BTCHW: Tensor, block: int | None = None) -> Quality:
+        """Measure a block's frames in [-1, 1]; the block before is remembered by its last frame. `block` is its number
+        (None: the next one); one that is made again takes the place of itself and of all behind it."""
+        return self.see_pictures([*to_bytes(v_BTCHW[0])], block)
 
-    def see_pictures(self, pictures: list[Pixels]) -> Quality:
-        """Measure frames [H, W, 3] uint8. Raises ValueError when there are none."""
+    def see_pictures(self, pictures: list[Pixels], block: int | None = None) -> Quality:
+        """Measure frames [H, W, 3] uint8 as `see` does. Raises ValueError when there are none."""
         if not pictures:
             raise ValueError("a block without frames; every block has at least one")
+        expected = self.rows[-1].block + 1 if self.rows else 0
+        number = expected if block is None else block
+        if number < expected:
+            self.rows = [row for row in self.rows if row.block < number]
+            self._last = None
         frames: list[Frame] = []
         for index, picture in enumerate(pictures):
             frames.append(Frame(picture, index, self._last))
@@ -85,7 +92,7 @@ class OnlineQuality:
         border = frames[0].change
         within = float(np.mean(inside)) if inside else 0.0
         found = Quality(
-            len(self.rows), **means,
+            number, **means,
             freeze=float(np.mean(frozen)) if frozen else 0.0,
             change=within,
             seam=None if border is None else (border + SEAM_FLOOR) / (within + SEAM_FLOOR) - 1,

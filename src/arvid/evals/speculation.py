@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -56,7 +56,7 @@ DEFAULT_POLICIES = (
     "reward:tau=q50,refine=0.8",
     "stride:k=2,refine=0.8",
 )
-"""What a full run compares. `tau=q50` is the 50 % quantile of the calibration (see `calibrate`)."""
+"""What a full run compares. `tau=q50` is the 50 % quantile of a policy's own scores (see `calibrate`)."""
 QUICK_POLICIES = (
     "target",
     "first",
@@ -73,6 +73,8 @@ QUICK_POLICIES = (
 SCORING = frozenset({"reward", "quantile", "cascade"})
 """Routers that need a reward model."""
 ACCEPT_ALL = "reward:tau=-inf"
+REMEDIES, CASCADES = ("repair", "refine", "once"), ("delta", "frames")
+"""Options of what becomes of a draft that is not kept, and of a cascade's early stop."""
 WARM_BLOCKS = 3
 STRIP = 8
 """Frames of a video that are kept to be shown."""
@@ -86,13 +88,15 @@ Judge = Callable[[Pixels, str], WorldScore]
 @dataclass(frozen=True)
 class BlockRun:
     """One finished block: wall-clock seconds since the one before (or since the request), who made it, the score its
-    draft got (None: not scored; a rejected draft's score stays here), passes by name and seconds by stage."""
+    draft got (None: not scored; a rejected draft's score stays here), passes by name, seconds by stage, and how many
+    frames it has (0: not told)."""
 
     seconds: float
     source: str
     score: float | None = None
     passes: dict[str, int] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
+    frames: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,14 +156,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Worst-frame scores of drafts, all accepted, over prompts that are not in the test."""
+    """Scores of drafts, all accepted, over prompts that are not in the test: by the policy that scored and accepted
+    them (see `accepting`)."""
 
     prompts: tuple[str, ...]
-    scores: tuple[float, ...]
+    scores: Mapping[str, tuple[float, ...]]
 
-    def tau(self, percent: int) -> float:
-        """The score below which `percent` of the drafts lie, to six digits."""
-        return float(f"{np.quantile(self.scores, percent / 100):.6g}")
+    def tau(self, policy: str, percent: int) -> float:
+        """The score below which `percent` of a policy's drafts lie, to six digits."""
+        return float(f"{np.quantile(self.scores[accepting(policy)], percent / 100):.6g}")
 
 
 # ---------------------------------------------------------------- prompts and policies
@@ -192,21 +197,40 @@ def option_of(policy: str, name: str) -> str | None:
     return options.get(name)
 
 
-def needs_calibration(policies: Sequence[str]) -> bool:
-    """Whether a policy names a threshold by its quantile."""
-    return any(PLACEHOLDER.search(policy) for policy in policies)
+def accepting(policy: str) -> str:
+    """The policy that scores drafts as this one does and accepts them all. What would become of the others is left out;
+    a cascade, which stops scoring early, scores as `reward` does."""
+    router, _, options = policy.partition(":")
+    left_out = {"tau", *REMEDIES, *(CASCADES if router == "cascade" else ())}
+    kept = [part for part in filter(None, options.split(",")) if part.partition("=")[0] not in left_out]
+    return f"{'reward' if router == 'cascade' else router}:{','.join(['tau=-inf', *kept])}"
 
 
-def calibrate(make: Maker, prompts: tuple[str, ...]) -> Calibration:
-    """Draft everything behind block 0 on `prompts`, accept it, keep the worst-frame scores.
+def scorers(policies: Sequence[str]) -> tuple[str, ...]:
+    """The policies whose scores are needed because others name a threshold by its quantile."""
+    return tuple(dict.fromkeys(accepting(policy) for policy in policies if PLACEHOLDER.search(policy)))
 
-    Raises ValueError when nothing was scored (videos of one block).
+
+def calibrate(make: Maker, prompts: tuple[str, ...], policies: Sequence[str]) -> Calibration:
+    """Draft everything behind block 0 on `prompts`, accept it, keep the scores: once for every way in which `policies`
+    that name a quantile score.
+
+    Raises ValueError when nothing was scored (videos of one block, a router that scores nothing).
     """
-    runs = (make(ACCEPT_ALL, prompt, 500_000 + number) for number, prompt in enumerate(prompts))
-    scores = tuple(block.score for run in runs for block in run.blocks if block.score is not None)
-    if not scores:
-        raise ValueError("no draft was scored in the calibration: videos of one block; ask for more --seconds")
-    return Calibration(prompts, scores)
+    found = {}
+    for scorer in scorers(policies):
+        runs = (make(scorer, prompt, 500_000 + number) for number, prompt in enumerate(prompts))
+        found[scorer] = tuple(block.score for run in runs for block in run.blocks if block.score is not None)
+        if not found[scorer]:
+            raise ValueError(
+                f"{scorer} scored no draft in the calibration: videos of one block; ask for more --seconds"
+            )
+    return Calibration(prompts, found)
+
+
+def sampled(policies: Sequence[str]) -> tuple[str, ...]:
+    """The policies with some number for every quantile, to see whether they can be made."""
+    return tuple(PLACEHOLDER.sub("tau=0.5", policy) for policy in policies)
 
 
 def resolve(policies: Sequence[str], calibration: Calibration | None) -> tuple[str, ...]:
@@ -214,13 +238,16 @@ def resolve(policies: Sequence[str], calibration: Calibration | None) -> tuple[s
 
     Raises ValueError when a quantile is named and there is no calibration.
     """
-    if calibration is None and needs_calibration(policies):
+    if calibration is None and scorers(policies):
         raise ValueError("a policy names tau=qNN, but drafts were not scored; give tau a number")
     named = (TARGET, *policies)
     if calibration is not None:
-        tau = calibration.tau
-        named = tuple(PLACEHOLDER.sub(lambda found: f"tau={tau(int(found[1])):g}", policy) for policy in named)
+        named = tuple(_resolved(policy, calibration) for policy in named)
     return tuple(dict.fromkeys(named))
+
+
+def _resolved(policy: str, calibration: Calibration) -> str:
+    return PLACEHOLDER.sub(lambda found: f"tau={calibration.tau(policy, int(found[1])):g}", policy)
 
 
 # ---------------------------------------------------------------- the run

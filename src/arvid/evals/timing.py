@@ -75,15 +75,17 @@ class Conditions:
 
 
 def blocks_of(rows: Iterable[Mapping[str, Any]]) -> tuple[BlockTime, ...]:
-    """The blocks of a report of `arvid generate` (docs/report.md): its stages by name, `arrived_s` where it is told."""
-    return tuple(
-        BlockTime(
-            int(row["frames"]),
-            sum(seconds for stage, seconds in row["seconds"].items() if stage not in (DECODE, ENCODE)),
-            row["seconds"].get(DECODE, 0.0), row["seconds"].get(ENCODE, 0.0), row.get("arrived_s"),
-        )
-        for row in rows
-    )  # fmt: skip
+    """The blocks of a report of `arvid generate` (docs/report.md): its stages by name, `took_s`, `kept_s` and
+    `arrived_s` where they are told. What a block took without decoding is denoising, in a named stage or in none."""
+    return tuple(_block_of(row, row["seconds"]) for row in rows)
+
+
+def _block_of(row: Mapping[str, Any], stages: Mapping[str, float]) -> BlockTime:
+    decode = stages.get(DECODE, 0.0)
+    named = sum(seconds for stage, seconds in stages.items() if stage not in (DECODE, ENCODE))
+    denoise = max(row["took_s"] - decode, 0.0) if "took_s" in row else named
+    encode = stages.get(ENCODE, row.get("kept_s", 0.0))
+    return BlockTime(int(row["frames"]), denoise, decode, encode, row.get("arrived_s"))
 
 
 def rates(blocks: Sequence[BlockTime]) -> Rates:
@@ -153,8 +155,9 @@ def record(
 
 
 def pooled(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One record over several videos: frames by the sum of their seconds, means of first frame and jitter, sums of
-    missed deadlines, the largest buffer, the conditions that all share. Raises ValueError when there are none."""
+    """One record over several videos: frames by the sum of their seconds, seconds of a video until its pixels were in
+    memory, means of first frame and jitter, sums of missed deadlines, the largest buffer, the conditions that all
+    share. Raises ValueError when there are none."""
     if not records:
         raise ValueError("0 timing records; at least one is needed")
     frames = sum(one["frames"] for one in records)
@@ -172,7 +175,7 @@ def pooled(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for name, value in records[0]["conditions"].items()
             if all(one["conditions"][name] == value for one in records)
         },
-        "seconds_per_video": _short((made + pixels + coded) / len(records)),
+        "seconds_per_video": _short((made + pixels) / len(records)),
         "fps": {
             "denoise": _short(_per(frames, made)),
             "with_decode": _short(_per(frames, made + pixels)) if pixels else None,

@@ -5,7 +5,8 @@ Knows: which files a family has and what its card says. Does not know: rewards, 
     card.json            sizes, steps, past, proportions (`Card`)
     target.safetensors   drafter.safetensors   vae.safetensors
     text/                tokenizer and text encoder
-    reward/              frame reward (read by the pipeline)
+    reward/              frame reward; latent_judge/ and block_judge/ judges of whole blocks, where there are any
+                         (read by the pipeline)
 """
 
 from __future__ import annotations
@@ -24,18 +25,30 @@ from arvid.models.running import pack, packable
 from arvid.models.tae import TAEConfig, TinyAutoencoder
 from arvid.models.wan.transformer import CausalWan, WanConfig
 
+CARD = "card.json"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Passes as the authors of a family list them: falling timesteps on the scale of 1000, as the network is told them.
+    Their noise levels are those of the nearest entries of the table at `shift` (`arvid.samplers.timetable`)."""
+
+    timesteps: tuple[float, ...]
+    shift: float = 5.0
+
 
 @dataclass(frozen=True)
 class Card:
     """What a family is and how it wants to be run: latent frames per block and in training, pixel size, frames per
-    second, passes and their step rule, cache policy, and the constructor arguments of its parts."""
+    second, passes (their number, or a list of timesteps) and their step rule, cache policy, router, and the constructor
+    arguments of its parts."""
 
     name: str
     block: int
     trained_frames: int
     size: tuple[int, int]
     fps: int
-    steps: int
+    steps: int | Listed
     step: str
     past: str
     router: str
@@ -44,12 +57,14 @@ class Card:
 
 def read_card(directory: Path) -> Card:
     """The card of a family. Raises ValueError when it is missing or not a card."""
-    path = directory / "card.json"
+    path = directory / CARD
     if not path.is_file():
         raise ValueError(f"no model family in {directory}: card.json is missing; point --model at a family directory")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         width, height = found.pop("size")
+        if isinstance(listed := found.get("steps"), dict):
+            found["steps"] = Listed(tuple(map(float, listed["timesteps"])), float(listed["shift"]))
         return Card(size=(int(width), int(height)), **found)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is not a family card ({error}); fetch the family again") from error

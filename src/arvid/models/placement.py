@@ -11,7 +11,7 @@ where they were decoded, and a decoder's state stays with the decoder: what cros
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
 
@@ -229,23 +229,31 @@ Parts = TypeVar("Parts", bound=Family)
 
 
 def placed(family: Parts, placement: Placement) -> Parts:
-    """The family with every part on its device, modules moved in place, and borders where tensors have to cross. Where
-    all parts stand together there is no border and nothing is wrapped."""
+    """The family with every part on its device, modules moved in place, and borders where tensors have to cross."""
+    move(family, placement, ROLES)
+    return bordered(family, placement)
+
+
+def move(family: Family, placement: Placement, roles: Sequence[str]) -> None:
+    """Move the modules that play some roles, in place."""
+    parts: dict[str, tuple[object, ...]] = {
+        "target": (family.target,),
+        "drafter": (family.drafter,),
+        "vae": (family.decoder,),
+        "reward": (family.reward, *family.judges.values()),
+        "text": (family.text,),
+    }
+    for role in roles:
+        for part in parts[role]:
+            if isinstance(part, nn.Module):
+                part.to(placement.of(role))
+
+
+def bordered(family: Parts, placement: Placement) -> Parts:
+    """A family whose parts stand where the placement says, with borders where tensors have to cross. Where all parts
+    stand together there is no border and nothing is wrapped."""
     home, pixels, scores = placement.home, placement.of("vae"), placement.of("reward")
     drafter, reward = family.drafter, family.reward
-    moves: list[tuple[object, torch.device]] = [
-        (family.target, home),
-        (family.text, placement.of("text")),
-        (family.decoder, pixels),
-    ]
-    moves += [
-        (drafter, placement.of("drafter")),
-        (reward, scores),
-        *((judge, scores) for judge in family.judges.values()),
-    ]
-    for part, device in moves:
-        if isinstance(part, nn.Module):
-            part.to(device)
     if drafter is not None and placement.of("drafter") != home:
         drafter = PlacedDenoiser(drafter, placement.of("drafter"), home)
     if reward is not None and scores != pixels:

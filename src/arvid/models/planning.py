@@ -171,11 +171,13 @@ class Device:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to run: what is done, where every part is, and the most bytes at once on every device."""
+    """A way to run: what is done, where every part is, the most bytes at once on every device, and the option that asks
+    for it where one is needed."""
 
     what: str
     place: Mapping[str, str]
     needed: Mapping[str, int]
+    option: str = ""
 
     def lacking(self, devices: Sequence[Device]) -> dict[str, int]:
         """Bytes that are missing, by device; empty when the way fits."""
@@ -201,26 +203,41 @@ def ways(needs: Sequence[Need], devices: Sequence[Device]) -> Iterator[Way]:
     yield Way("everything in one place", everything, most(needs, everything))
     lean = [part for part in needs if part.role != "text"]
     if len(lean) < len(needs):
-        yield Way("the text encoder leaves after the prompt", everything, _after_text(needs, lean, everything))
+        yield Way("the text encoder leaves after the prompt", everything, after_text(needs, everything))
     if main == "cpu":
         return
     second = gpus[1] if len(gpus) > 1 else "cuda:1"
     apart = {part.role: main if part.layers else second for part in needs}
-    yield Way("text, decoder and reward on a second GPU", apart, most(needs, apart))
-    small = [replace(part, weights=int(part.weights * INT8)) if part.layers else part for part in needs]
-    yield Way("transformers in 8 bits, the text encoder leaves", everything, _after_text(
-        small, [part for part in small if part.role != "text"], everything))  # fmt: skip
-    resting = [_offloaded(part) for part in lean]
-    needed = _after_text([*resting, *(part for part in needs if part.role == "text")], resting, everything)
-    host = sum(part.weights for part in needs if part.layers)
+    yield Way("text, decoder and reward on a second GPU", apart, most(needs, apart),
+              f"--place vae={second},reward={second},text={second}")  # fmt: skip
+    yield Way("transformers in 8 bits, the text encoder leaves", everything, after_text(in_8_bits(needs), everything),
+              "--quantise int8")  # fmt: skip
+    roles = tuple(part.role for part in needs if part.layers)
+    needed = after_text(resting(needs, roles), everything)
     yield Way("layers of the transformers rest on the CPU, the text encoder leaves", everything, {
-        **needed, "cpu": host})  # fmt: skip
+        **needed, "cpu": at_rest(needs, roles)}, f"--offload {','.join(roles)}")  # fmt: skip
 
 
-def _after_text(needs: Sequence[Need], lean: Sequence[Need], place: Mapping[str, str]) -> dict[str, int]:
+def after_text(needs: Sequence[Need], place: Mapping[str, str]) -> dict[str, int]:
     """The most bytes when the text encoder works alone, before the other parts are loaded."""
-    alone, rest = most([part for part in needs if part.role == "text"], place), most(lean, place)
+    alone = most([part for part in needs if part.role == "text"], place)
+    rest = most([part for part in needs if part.role != "text"], place)
     return {name: max(alone.get(name, 0), rest.get(name, 0)) for name in {**alone, **rest}}
+
+
+def in_8_bits(needs: Sequence[Need]) -> list[Need]:
+    """The needs when transformers have weights of 8 bits."""
+    return [replace(part, weights=int(part.weights * INT8)) if part.layers else part for part in needs]
+
+
+def resting(needs: Sequence[Need], roles: Sequence[str]) -> list[Need]:
+    """The needs, where they compute, when the layers of some transformers rest on the CPU (see `at_rest`)."""
+    return [_offloaded(part) if part.role in roles else part for part in needs]
+
+
+def at_rest(needs: Sequence[Need], roles: Sequence[str]) -> int:
+    """Bytes on the CPU of transformers whose layers rest there."""
+    return sum(part.weights for part in needs if part.role in roles)
 
 
 def _offloaded(part: Need) -> Need:
@@ -229,10 +246,12 @@ def _offloaded(part: Need) -> Need:
     return replace(part, weights=int(part.weights * share))
 
 
-def refuse(needs: Sequence[Need], devices: Sequence[Device], place: Mapping[str, str]) -> None:
+def refuse(
+    needs: Sequence[Need], devices: Sequence[Device], place: Mapping[str, str], needed: Mapping[str, int] | None = None
+) -> None:
     """Raise ValueError with the numbers when a run does not fit where it is asked for, naming the first way that
-    would."""
-    asked = Way("as asked", place, most(needs, place))
+    would. `needed` are the most bytes at once by device, where the run is not the plainest."""
+    asked = Way("as asked", place, most(needs, place) if needed is None else needed)
     lacking = asked.lacking(devices)
     if not lacking:
         return
@@ -242,7 +261,9 @@ def refuse(needs: Sequence[Need], devices: Sequence[Device], place: Mapping[str,
         f"{part.role} {gib(part.weights + part.kept + part.working)}" for part in needs if place[part.role] == name
     )
     fitting = next((way for way in ways(needs, devices) if not way.lacking(devices)), None)
-    remedy = f"what fits: {fitting.what}" if fitting else "no way to run it fits this machine: arvid doctor lists them"
+    remedy = "no way to run it fits this machine: arvid doctor lists them"
+    if fitting:
+        remedy = f"what fits: {fitting.what}{f' ({fitting.option})' if fitting.option else ''}"
     raise ValueError(
         f"{name} has {gib(here.free if here else 0)} free and {gib(asked.needed[name])} are needed ({parts}), "
         f"{gib(missing)} too much; {remedy}"

@@ -3,14 +3,14 @@
 Knows: which parts of a Wan block are worth compiling, how a CPU wants its matrices laid out, what a CUDA stream of its
 own may do while the main stream goes on. Does not know: who calls, which block is made, what is measured.
 
-Nothing here changes an interface: `compile_blocks` and `pack` work in place, `aside` and `held_back` wrap.
+Nothing here changes an interface: `compile_blocks`, `pack` and `unpack` work in place, `aside` and `held_back` wrap.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,18 @@ def pack(model: nn.Module) -> int:
     for name, part in found.items():
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, PackedLinear(part))
+    return len(found)
+
+
+def unpack(model: nn.Module) -> int:
+    """Take packed layers back, in place: plain ones on the same weights; returns how many."""
+    found = {name: part for name, part in model.named_modules() if isinstance(part, PackedLinear)}
+    for name, part in found.items():
+        with torch.device("meta"):
+            plain = nn.Linear(part.in_features, part.out_features, part.bias is not None)
+        plain.weight, plain.bias = part.weight, part.bias
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, plain.train(part.training))
     return len(found)
 
 
@@ -214,6 +226,23 @@ class AsideDecoder:
         return Late.of(frames, arrival), after
 
 
+@runtime_checkable
+class _Encoder(Protocol):
+    def encode(self, v_BTCHW: Tensor) -> Tensor: ...
+
+
+class AsideAutoencoder(AsideDecoder):
+    """A decoder in a lane that has its encoder with it, which works where it is called."""
+
+    def __init__(self, inner: Decoder, encoder: _Encoder, lane: Lane) -> None:
+        super().__init__(inner, lane)
+        self._encoder = encoder
+
+    def encode(self, v_BTCHW: Tensor) -> Tensor:
+        """Latents of a clip."""
+        return self._encoder.encode(v_BTCHW)
+
+
 class AsideReward:
     """A scorer in a lane (see `arvid.types.Reward`): its scores are `Late`. In the decoder's lane it follows the
     decoder."""
@@ -233,7 +262,11 @@ def aside(decoder: Decoder, reward: Reward | None, device: torch.device) -> tupl
     if device.type != "cuda":
         return decoder, reward
     lane = CudaLane(device)
-    return AsideDecoder(decoder, lane), None if reward is None else AsideReward(reward, lane)
+    if isinstance(decoder, _Encoder):
+        beside: AsideDecoder = AsideAutoencoder(cast(Decoder, decoder), decoder, lane)
+    else:
+        beside = AsideDecoder(decoder, lane)
+    return beside, None if reward is None else AsideReward(reward, lane)
 
 
 def held_back(items: Iterable[Made], count: int = 1) -> Iterator[Made]:

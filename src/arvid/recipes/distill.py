@@ -3,20 +3,23 @@
 Knows: which weights a stage starts from, its sizes, rates and levels. Does not know: losses (train/), networks
 (models/), how the weights it starts from were made (recipes/embedded).
 
-First `consistency` along the model's own flow (`runs/NAME-consistency`), then `matching` of its rollouts with the
-target (`runs/NAME-few`), NAME being target or drafter. Rates are the published ones, scaled by what a model of this
-size is trained with; they have not been searched.
+A stage reads `runs/START/model.safetensors` and writes `runs/START-STAGE/`, so a directory's name is the chain of
+methods that made it: `target-consistency-matching` is the target, distilled along its own flow, then matched in its
+own rollouts. `made.json` beside the weights says the same as data. Rates are the published ones, scaled by what a model
+of this size is trained with; they have not been searched.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from arvid.caches.window import Window
@@ -26,127 +29,183 @@ from arvid.models.wan.transformer import CausalWan, WanConfig
 from arvid.recipes.embedded import BLOCK, FRAMES, WINDOW, Report
 from arvid.samplers.grids import few_step
 from arvid.train.consistency import Consistency
-from arvid.train.distribution_matching import DistributionMatching, Matching
+from arvid.train.diffusion_forcing import DiffusionForcing
+from arvid.train.distribution_matching import DistributionMatching, Loss, Matching, ScoreIdentity
 from arvid.train.flow import FlowBatch
 from arvid.train.scores import CausalScore
 from arvid.train.self_forcing import Horizon, SelfForcing
 from arvid.train.trainer import TrainConfig, train
 
 CONFIGS: dict[str, WanConfig] = {"target": EMBEDDED_TARGET, "drafter": EMBEDDED_DRAFTER}
-CRITIC_STEPS = 5
-"""Steps of the critic to one of the student."""
+"""Transformers by the first word of a directory's name."""
+MEMORY = 10
+"""A slow copy remembers one in so many of a run's steps, and no more than the published hundred steps: in a shorter run
+a copy that slow would still be the teacher at the end."""
+MADE = "made.json"
+"""How the weights beside it were made: method, start, steps, sizes."""
 
 
 @dataclass(frozen=True)
 class Sizes:
     """How much of everything. `levels` is the number of teacher steps that consistency makes into one pass (the field
-    has 48), `steps` the passes of the few-step model, `horizon` the longest rollout in latent frames."""
+    has 48), `steps` the passes of the few-step model, `horizon` the longest rollout in latent frames, `critic` its
+    steps to one of the student's, `start` the directory in `runs` that a stage starts from (empty: `target`, and what
+    consistency made of it for the stages behind that)."""
 
     consistency_steps: int = 1000
     matching_steps: int = 300
-    drafter_consistency_steps: int = 1000
-    drafter_matching_steps: int = 300
+    identity_steps: int = 300
+    diffusion_steps: int = 1000
     levels: int = 4
     steps: int = 4
     horizon: int = 63
     batch: int = 4
+    critic: int = 5
+    start: str = ""
+
+
+# ---------------------------------------------------------------- stages
+
+
+def diffusion(runs: Path, sizes: Sizes, report: Report) -> None:
+    """Diffusion forcing: the other teacher, trained on from where teacher forcing left it."""
+    start = sizes.start or "target"
+    model = trained(runs, start)
+    objective = DiffusionForcing(model, FRAMES, BLOCK, Window(WINDOW))
+    settings = TrainConfig(
+        sizes.diffusion_steps, learning_rate=4e-4, warmup=50, average=0.99, weight_decay=0.01, save_every=100,
+        muon="blocks.",
+    )  # fmt: skip
+    directory = runs / f"{start}-diffusion"
+    average = train(model, objective, Clips(runs, sizes.batch), settings, directory, None, report)
+    finish(average, directory, "diffusion", start, sizes)
 
 
 def consistency(runs: Path, sizes: Sizes, report: Report) -> None:
-    """The target's flow, in fewer passes."""
-    distilled(runs, "target", sizes, sizes.consistency_steps, report)
-
-
-def drafter_consistency(runs: Path, sizes: Sizes, report: Report) -> None:
-    """The drafter's own flow, in fewer passes."""
-    distilled(runs, "drafter", sizes, sizes.drafter_consistency_steps, report)
+    """Causal consistency distillation of a transformer along its own flow; the teacher is the model as it was."""
+    start = sizes.start or "target"
+    model, teacher = trained(runs, start), trained(runs, start).to(torch.bfloat16).requires_grad_(False)
+    objective = Consistency(
+        model, CausalScore(teacher, FRAMES, BLOCK, Window(WINDOW)), FRAMES, BLOCK, Window(WINDOW),
+        few_step(sizes.levels), keep=min(0.99, 1 - MEMORY / max(sizes.consistency_steps, 2 * MEMORY)),
+    )  # fmt: skip
+    settings = TrainConfig(
+        sizes.consistency_steps, learning_rate=4e-4, warmup=50, average=0.99, weight_decay=0.01, save_every=100,
+        muon="blocks.",
+    )  # fmt: skip
+    directory = runs / f"{start}-consistency"
+    average = train(model, objective, Clips(runs, sizes.batch), settings, directory, None, report)
+    finish(average, directory, "consistency", start, sizes)
 
 
 def matching(runs: Path, sizes: Sizes, report: Report) -> None:
-    """Rollouts of the few-step target against the target."""
-    matched(runs, "target", sizes, sizes.matching_steps, report)
+    """Self-Forcing with distribution matching."""
+    matched(runs, sizes, "matching", sizes.matching_steps, DistributionMatching, report)
 
 
-def drafter_matching(runs: Path, sizes: Sizes, report: Report) -> None:
-    """Rollouts of the few-step drafter against the target."""
-    matched(runs, "drafter", sizes, sizes.drafter_matching_steps, report)
+def identity(runs: Path, sizes: Sizes, report: Report) -> None:
+    """Self-Forcing with score identity."""
+    matched(runs, sizes, "identity", sizes.identity_steps, ScoreIdentity, report)
 
 
-def distilled(runs: Path, name: str, sizes: Sizes, steps: int, report: Report) -> None:
-    """Causal consistency distillation of one transformer; the teacher is the model as it was."""
-    z, words = (read(runs, key) for key in ("latents", "text"))
-    model, teacher = trained(runs, name, name), trained(runs, name, name).to(torch.bfloat16).requires_grad_(False)
-
-    def source(step: int) -> FlowBatch:
-        chosen = torch.from_numpy(np.random.default_rng([17, step]).integers(0, len(z), sizes.batch))
-        return FlowBatch(z[chosen].float(), words[chosen].float())
-
-    objective = Consistency(
-        model, CausalScore(teacher, FRAMES, BLOCK, Window(WINDOW)), FRAMES, BLOCK, Window(WINDOW),
-        few_step(sizes.levels),
-    )  # fmt: skip
-    settings = TrainConfig(
-        steps, learning_rate=4e-4, warmup=50, average=0.99, weight_decay=0.01, save_every=100, muon="blocks."
-    )
-    directory = runs / f"{name}-consistency"
-    keep(train(model, objective, source, settings, directory, None, report), directory)
-
-
-def matched(runs: Path, name: str, sizes: Sizes, steps: int, report: Report) -> None:
-    """Self-Forcing with distribution matching. The real score is the target's, the critic starts as the model was
-    before it was distilled."""
+def matched(
+    runs: Path, sizes: Sizes, stage: str, steps: int, loss: Callable[[CausalScore, CausalScore], Loss], report: Report
+) -> None:
+    """Rollouts of the few-step model against the target. The real score is the target's, the critic starts as the
+    model was before it was distilled."""
+    start = sizes.start or "target-consistency"
     words = torch.cat([read(runs, "text"), read(runs, "first_text")])
-    model = trained(runs, name, f"{name}-consistency")
+    model = trained(runs, start)
     real, fake = (
         CausalScore(score, FRAMES, BLOCK, Window(WINDOW))
         for score in (
-            trained(runs, "target", "target").to(torch.bfloat16).requires_grad_(False),
-            trained(runs, name, name),
+            trained(runs, "target").to(torch.bfloat16).requires_grad_(False),
+            trained(runs, kind_of(start)),
         )
     )
     height, width = read(runs, "latents", 1).shape[-2:]
     roll = SelfForcing(
         model, Window(WINDOW), Horizon(FRAMES, sizes.horizon, BLOCK, lead=BLOCK),
-        (CONFIGS[name].in_dim, height, width), few_step(sizes.steps),
+        (CONFIGS[kind_of(start)].in_dim, height, width), few_step(sizes.steps),
     )  # fmt: skip
 
     def source(step: int) -> Tensor:
         rng = np.random.default_rng([19, step])
-        return words[torch.from_numpy(rng.integers(0, len(words), (CRITIC_STEPS + 1, sizes.batch)))].float()
+        return words[torch.from_numpy(rng.integers(0, len(words), (sizes.critic + 1, sizes.batch)))].float()
 
-    objective = Matching(roll, DistributionMatching(real, fake), learning_rate=4e-5)
-    settings = TrainConfig(steps, learning_rate=4e-5, warmup=20, average=0.99, weight_decay=0.01, save_every=20)
-    directory = runs / f"{name}-few"
-    keep(train(model, objective, source, settings, directory, None, report), directory)
+    objective = Matching(roll, loss(real, fake), learning_rate=4e-5)
+    settings = TrainConfig(
+        steps, learning_rate=4e-5, warmup=20, average=0.99, weight_decay=0.01, save_every=20, log_every=5
+    )
+    directory = runs / f"{start}-{stage}"
+    finish(train(model, objective, source, settings, directory, None, report), directory, stage, start, sizes)
+
+
+# ---------------------------------------------------------------- what goes in and out
+
+
+class Clips:
+    """Batches of whole clips from the latents of a runs directory: a pure function of the step."""
+
+    def __init__(self, runs: Path, batch: int) -> None:
+        self.z, self.words, self.batch = read(runs, "latents"), read(runs, "text"), batch
+
+    def __call__(self, step: int) -> FlowBatch:
+        """The batch of a step."""
+        chosen = torch.from_numpy(np.random.default_rng([17, step]).integers(0, len(self.z), self.batch))
+        return FlowBatch(self.z[chosen].float(), self.words[chosen].float())
 
 
 def read(runs: Path, key: str, parts: int | None = None) -> Tensor:
-    """One tensor of the parts that the stage `latents` of the embedded recipe left, or of the first `parts` of them.
+    """One tensor of the parts that a stage `latents` left, or of the first `parts` of them; files without it are no
+    such parts.
 
     Raises ValueError when there are none.
     """
-    paths = sorted((runs / "latents").glob("*.safetensors"))[:parts]
-    if not paths:
+    found: list[Tensor] = []
+    for path in sorted((runs / "latents").glob("*.safetensors")):
+        if len(found) == parts:
+            break
+        with safe_open(path, "pt") as file:
+            if key in file.keys():  # noqa: SIM118 (no mapping)
+                found.append(file.get_tensor(key))
+    if not found:
         raise ValueError(f"no latents in {runs / 'latents'}; make them by `arvid train embedded --stage latents`")
-    return torch.cat([load_file(path)[key] for path in paths])
+    return torch.cat(found)
 
 
-def trained(runs: Path, name: str, directory: str) -> CausalWan:
-    """The transformer `name` in fp32 with the weights of a finished stage. Raises ValueError when they are missing."""
-    model = CausalWan(CONFIGS[name])
+def kind_of(directory: str) -> str:
+    """The transformer whose weights a directory holds: the first word of its name. Raises ValueError for others."""
+    name = directory.partition("-")[0]
+    if name not in CONFIGS:
+        raise ValueError(f"start={directory!r} begins with neither of {', '.join(CONFIGS)}; name a folder in runs")
+    return name
+
+
+def trained(runs: Path, directory: str) -> CausalWan:
+    """The transformer of a finished stage in fp32. Raises ValueError when its weights are missing."""
+    model = CausalWan(CONFIGS[kind_of(directory)])
     fill(model, runs / directory / "model.safetensors")
     return model
 
 
+def finish(weights: dict[str, Tensor], directory: Path, method: str, start: str, sizes: Sizes) -> None:
+    """Write the weights of a finished stage in bf16, and how they were made."""
+    keep(weights, directory)
+    plain = asdict(sizes)
+    made = {"method": method, "start": start, "steps": plain[f"{method}_steps"], "sizes": plain}
+    (directory / MADE).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+
+
 def keep(weights: dict[str, Tensor], directory: Path) -> None:
-    """Write the weights of a finished stage in bf16."""
+    """Write weights in bf16."""
     save_file({k: v.to(torch.bfloat16).contiguous() for k, v in weights.items()}, directory / "model.safetensors")
 
 
 STAGES: dict[str, Callable[[Path, Sizes, Report], None]] = {
     "consistency": consistency,
     "matching": matching,
-    "drafter_consistency": drafter_consistency,
-    "drafter_matching": drafter_matching,
+    "identity": identity,
+    "diffusion": diffusion,
 }
 """Stages in the order in which they need each other."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -251,7 +251,7 @@ def encoded(job: tuple[str, int]) -> dict[str, Tensor]:
     return made
 
 
-def told(jobs: list[tuple[int, bool, tuple[int, ...]]], prompts: list[str], frames: int) -> dict[str, Tensor]:
+def told(jobs: Sequence[tuple[int, bool, tuple[int, ...]]], prompts: list[str], frames: int) -> dict[str, Tensor]:
     """What stands in every cell of every latent frame of clips: `classes` [N, T, Y, X, 3] uint8 (shape, size, colour)
     and `velocity` [N, T, Y, X, 2] fp16."""
     found = [label(prompt, number, frames) for prompt, (number, _, _) in zip(prompts, jobs, strict=True)]
@@ -361,7 +361,9 @@ def pack(runs: Path, sizes: Sizes, report: Report) -> None:
     save_file({name: value.to(torch.bfloat16).contiguous() for name, value in vae.items()}, out / "vae.safetensors")
     for part in ("target", "drafter"):
         shutil.copyfile(runs / part / "model.safetensors", out / f"{part}.safetensors")
-    shutil.copytree(runs / "reward" / "model", out / "reward", dirs_exist_ok=True)
+    for name in ("reward", "latent_judge", "block_judge"):
+        if (runs / name / "model").is_dir():
+            shutil.copytree(runs / name / "model", out / name, dirs_exist_ok=True)
     (out / "card.json").write_text(json.dumps(asdict(CARD), indent=2) + "\n", encoding="utf-8")
     report({"bytes": float(sum(path.stat().st_size for path in out.rglob("*") if path.is_file()))})
 

@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -125,6 +125,13 @@ def language_model(directory: Path, tokens: int = 256) -> Callable[[str], str]:
         return answer
 
     return complete
+
+
+@lru_cache(maxsize=4)
+def reader_of(directory: str) -> Parser:
+    """Who reads prompts: the language model of a directory, which is loaded once and asked once for every prompt, or
+    the rules for an empty name. Raises ValueError when the directory holds none."""
+    return lru_cache(maxsize=256)(Asked(language_model(Path(directory)))) if directory else Rules()
 
 
 @dataclass(frozen=True)

@@ -39,12 +39,13 @@ STEADY, WARNED, REJECTED = "steady", "warned", "rejected"
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """What is allowed before a block counts as drifted: `colour` a distance in pixel values from 0 to 2, the others
-    factors. Raises ValueError unless colour is above 0 and every factor above 1."""
+    factors. True films in which nothing happens reach 0.08, 1.13, 1.03 and 1.37 (docs/long.md). Raises ValueError
+    unless colour is above 0 and every factor above 1."""
 
     colour: float = 0.25
     sharpness: float = 2.0
-    seam: float = 3.0
-    motion: float = 8.0
+    seam: float = 2.0
+    motion: float = 4.0
 
     def __post_init__(self) -> None:
         if self.colour <= 0 or min(self.sharpness, self.seam, self.motion) <= 1:

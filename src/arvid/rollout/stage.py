@@ -90,7 +90,7 @@ class Clock:
 
 
 class Stage:
-    """Decodes, times and announces the blocks of one rollout."""
+    """Decodes, times and announces the blocks of one rollout. `done` carries a block's frames, for who measures them."""
 
     def __init__(self, decoder: Decoder, clock: Clock, listeners: tuple[Listener, ...] = ()) -> None:
         self._decoder, self._clock, self._listeners = decoder, clock, listeners
@@ -132,7 +132,8 @@ class Stage:
             move, proposal.block_BTCHW, frames, proposal.source, verdict,
             dict(self._clock.seconds), dict(self._clock.passes),
         )  # fmt: skip
-        self._tell("done", {"block": move.index, "source": proposal.source, "score": verdict.score})
+        told = {"block": move.index, "source": proposal.source, "score": verdict.score, "frames_BTCHW": frames}
+        self._tell("done", told)
         return block
 
     def _tell(self, event: str, payload: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from arvid.caches.pieces import Held
 from arvid.rollout.guard import Sight
 from arvid.rollout.timeline import Change
 from arvid.types import Condition, Move, Span
@@ -44,6 +45,15 @@ class Snapshot:
     seeds: tuple[tuple[int, int], ...]
     given: Tensor | None
     parts: Any
+
+
+def bytes_of(value: Any) -> int:
+    """Bytes of the keys and values that the parts of a snapshot hold, wherever in them pasts are."""
+    if isinstance(value, Held):
+        return value.piece.bytes
+    if isinstance(value, dict):
+        return sum(bytes_of(part) for part in value.values())
+    return sum(bytes_of(part) for part in value) if isinstance(value, (tuple, list)) else 0
 
 
 # ---------------------------------------------------------------- packing

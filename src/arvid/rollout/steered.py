@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from arvid.rollout.entities import names
+from arvid.rollout.entities import names, reader_of
 from arvid.rollout.flow import FlowWalker
 from arvid.rollout.timeline import CUT, FLUSH, JUMP, RECACHE, Change, Director
 from arvid.types import Condition, Move, Noise, Proposal, Proposer, Span
@@ -32,6 +32,16 @@ Told = tuple[Move, Tensor]
 """A decided block and its latents."""
 Order = tuple[str, Tensor | None]
 Tell = Callable[[str, dict[str, Any]], None]
+
+
+@runtime_checkable
+class Reading(Protocol):
+    """A past that says who reads prompts for it."""
+
+    @property
+    def reader(self) -> str:
+        """See `arvid.rollout.entities.reader_of`."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +140,10 @@ class Steered:
     def _name(self, frame: int) -> None:
         """Tell the pasts whom each prompt so far has named; they do not keep it in their snapshots."""
         told = self._director.until(frame)
-        for change, about in zip(told, names([change.prompt for change in told]), strict=True):
-            for walker in self._hands.walkers:
+        prompts = [change.prompt for change in told]
+        for walker in self._hands.walkers:
+            reader = walker.past.reader if isinstance(walker.past, Reading) else ""
+            for change, about in zip(told, names(prompts, reader_of(reader)), strict=True):
                 walker.past.hear(change.frame, about)
         self._named = True
 

@@ -21,7 +21,7 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,16 @@ from arvid.types import Condition, Plan, Span
 RECACHE, KEEP, FLUSH, SOFT, CUT, JUMP = "recache", "keep", "flush", "soft", "cut", "jump"
 WAYS = (CUT, FLUSH, JUMP, KEEP, RECACHE, SOFT)
 TEXTS_KEPT = 8
+LONGEST = 5
+"""Blocks of a soft change between prompts that have nothing in common (IAMFlow, 2605.18733: 3 to 15 frames)."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """From second `at` on the video shows `prompt`; `how` names the way there, `blocks` how long a soft one takes.
+    """From second `at` on the video shows `prompt`; `how` names the way there, `blocks` how long a soft one takes (0: 1
+    to LONGEST, the longer the farther apart the prompts' embeddings are).
 
-    Raises ValueError for an empty prompt, an unknown way, and numbers below 0 (blocks: below 1).
+    Raises ValueError for an empty prompt, an unknown way, and numbers below 0.
     """
 
     at: float
@@ -56,8 +59,11 @@ class Entry:
             raise ValueError(f"unknown transition {self.how!r} at {self.at:g} s; known: {', '.join(WAYS)}")
         if not (math.isfinite(self.at) and self.at >= 0):
             raise ValueError(f"a change at {self.at:g} s; it must come at 0 s or later")
-        if self.blocks < 1:
-            raise ValueError(f"blocks={self.blocks} at {self.at:g} s; a soft transition takes at least 1 block")
+        if self.blocks < 0:
+            raise ValueError(
+                f"blocks={self.blocks} at {self.at:g} s; a soft transition takes at least 1 block (0: as many as the "
+                "prompts are apart)"
+            )
 
 
 @dataclass(frozen=True)
@@ -200,7 +206,7 @@ class Director:
         changes, number = self._until(span.start)
         change = changes[number]
         # A block that jumps is alone in its condition, so that it is never written in one pass with those behind it.
-        steps = {SOFT: change.blocks, JUMP: 1}.get(change.how, 0)
+        steps = {SOFT: self._soft(changes, number), JUMP: 1}.get(change.how, 0)
         step = min(self._step(change, span.start), steps)
         if self._now is None or self._now[:2] != (change, step):
             condition = Condition(change.prompt, self._text(changes, number, span.start))
@@ -244,9 +250,20 @@ class Director:
         """The embedding that change `number` has reached at `frame`; a change that interrupts a soft one goes on from
         where that one stood."""
         change = changes[number]
-        weight = change.weight(self._step(change, frame)) if number else 1.0
+        steps = self._soft(changes, number)
+        weight = replace(change, blocks=steps).weight(self._step(change, frame)) if number else 1.0
         new = self._embedded(change.prompt)
         return new if weight == 1 else torch.lerp(self._text(changes, number - 1, change.frame), new, weight)
+
+    def _soft(self, changes: list[Change], number: int) -> int:
+        """How many blocks a change takes if it is soft: as many as were asked for, or by the angle between the means of
+        the two prompts' embeddings."""
+        change = changes[number]
+        if change.how != SOFT or change.blocks or not number:
+            return change.blocks
+        old, new = (self._embedded(changes[place].prompt).float().sum(1) for place in (number - 1, number))
+        apart = 1 - float(torch.nn.functional.cosine_similarity(old, new).mean())
+        return 1 + round(min(1.0, max(0.0, apart)) * (LONGEST - 1))
 
     def _embedded(self, prompt: str) -> Tensor:
         if prompt not in self._texts:

@@ -25,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 from arvid.pipeline import Pipeline, Request
 from arvid.serve.house import House
 from arvid.serve.keys import Caller
+from arvid.serve.logs import say
 from arvid.serve.making import CLIP, LATENTS, PICTURE, REPORT, VIDEO, Asked, keep_latents
 from arvid.serve.place import whole
 from arvid.serve.protocol import Create, Edit, Extend, Extras, Picture, Remix
@@ -212,6 +213,7 @@ def _accept(asking: Asking, wish: Wish, given: int) -> Job:
     if not new:
         house.place.remove(folder)
     house.engine.wake()
+    say("job accepted", job=accepted.id, kind=accepted.kind, owner=accepted.owner)
     return accepted
 
 

@@ -6,35 +6,52 @@ encoders.
 A session of the pipeline has one router. What was asked for is therefore kept here, as values by block, and the session
 is opened anew where the router changes, from the state of the one before. Going back takes the nearest kept state and
 makes the blocks since then again, one per step, with what was in force at each; so no step lasts longer than a block.
+Where `hold` was, they may come out mended otherwise: it is the one router that looks at the clock.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from arvid.pipeline import Pipeline, Request
 from arvid.rollout.session import Session
 from arvid.rollout.state import Snapshot
 from arvid.rollout.timeline import RECACHE, Change, Entry
+from arvid.serve.knobs import shared
 from arvid.types import Block
 
 RECENT, SPARSE = 8, 8
 """States that are kept: those of the last blocks, and of some before, ever further apart."""
+ROOM = 2**30
+"""Bytes that they may hold; where that is too little the oldest go first."""
+
+
+class Kept(NamedTuple):
+    """A state, and the bytes of its tensors by their addresses: states share most of them."""
+
+    state: Snapshot
+    bytes: dict[int, int]
 
 
 class Direction:
-    """See the module. Raises ValueError when the request cannot be met. Not safe for use by two threads at once."""
+    """See the module. `sharing` is how many sessions take turns on the machine. Raises ValueError when the request
+    cannot be met. Not safe for use by two threads at once."""
 
-    def __init__(self, pipeline: Pipeline, request: Request) -> None:
-        self._pipeline, self.request = pipeline, request
+    def __init__(self, pipeline: Pipeline, request: Request, room: int = ROOM) -> None:
+        self._pipeline, self.request, self._room = pipeline, request, room
         self._routers: list[tuple[int, str]] = [(0, request.router)]
         self._router = request.router
         self._session = self._open(request.router)
         begin = self._session.snapshot()
         self._script, self._seeds = begin.script, begin.seeds
-        self._states = {0: begin}
+        self._states = {0: Kept(begin, bytes_of(begin.parts))}
         self._stride = 1
         self._wanted = 0
+        self.sharing = 1
         self.plan = self._session.plan
         self.done = False
 
@@ -65,7 +82,7 @@ class Direction:
     def step(self) -> Block | None:
         """The next block; None when a block was made again on the way back. Call it while not `done`."""
         at = self._at
-        router = [router for block, router in self._routers if block <= at][-1]
+        router = self._router_at(at)
         if router != self._router:
             self._resume(self._session.snapshot(), router)
         block = next(self._session)
@@ -111,7 +128,7 @@ class Direction:
         self._routers = [turn for turn in self._routers if turn[0] < block] + [(block, router)]
         self._states = {at: kept for at, kept in self._states.items() if at <= block}
         start = max(self._states)
-        self._resume(self._states[start], [told for at, told in self._routers if at <= start][-1])
+        self._resume(self._states[start].state, self._router_at(start))
         self._wanted, self.done = block, False
         if prompt:
             self.prompt(prompt, how)
@@ -124,6 +141,10 @@ class Direction:
 
     # ------------------------------------------------------------ states
 
+    def _router_at(self, block: int) -> str:
+        """What decides about the drafts of a block."""
+        return shared([router for start, router in self._routers if start <= block][-1], self.sharing)
+
     def _resume(self, state: Snapshot, router: str) -> None:
         """Go on from a state with what is asked for now."""
         if router != self._router:
@@ -131,11 +152,31 @@ class Direction:
         self._session.restore(replace(state, script=self._script, seeds=self._seeds))
 
     def _keep(self, at: int, state: Snapshot) -> None:
-        """Keep a state; old ones thin out, so that their number stays the same."""
-        self._states[at] = state
+        """Keep a state; old ones thin out, so that their number stays the same, and their bytes in bounds."""
+        self._states[at] = Kept(state, bytes_of(state.parts))
         old = sorted(self._states)[1:-RECENT]
         while sum(place % self._stride == 0 for place in old) > SPARSE:
             self._stride *= 2
         for place in old:
             if place % self._stride:
                 del self._states[place]
+        while len(self._states) > 2 and _together(self._states.values()) > self._room:
+            del self._states[sorted(self._states)[1]]
+
+
+def bytes_of(value: Any) -> dict[int, int]:
+    """Bytes of the tensors in a nested value, by address."""
+    if isinstance(value, Tensor):
+        return {value.data_ptr(): value.nbytes}
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+    found: dict[int, int] = {}
+    for part in parts:
+        found.update(bytes_of(part))
+    return found
+
+
+def _together(states: Iterable[Kept]) -> int:
+    found: dict[int, int] = {}
+    for kept in states:
+        found.update(kept.bytes)
+    return sum(found.values())

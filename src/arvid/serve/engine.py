@@ -5,6 +5,18 @@ Knows: turns, calls from other threads, how the server comes and goes. Does not 
 A pipeline is not safe for use by two threads, so everything that touches it happens here, one block at a time; between
 two blocks calls from elsewhere are answered. Live sessions go first, the one with the least ahead of its viewer; of
 `SHARE` blocks in a row one is a job's, so that jobs are never starved.
+
+What the rest of the server uses of an engine, from any thread unless said otherwise:
+
+    start, stop, drain      its life; `on_failure` is called when it cannot go on, with the reason in `failure`
+    ready                   the pipeline, to check requests against; Refused while it cannot make videos
+    warm, leaving           whether it has made a video, whether it takes nothing new
+    wake, nudge             there is a new job in the store; a live session may want another block
+    lives                   live sessions by id, to be read
+    call                    have something done between two blocks: `open_live`, `close_live`, `drop`, `Live.apply`
+
+It takes jobs from its store and writes to its place and nowhere else, so a process that has a store and a place of its
+own may have an engine of its own; `arvid.serve.app.build` puts the three together.
 """
 
 from __future__ import annotations
@@ -224,7 +236,7 @@ class Engine:
     def _step_live(self, live: Live) -> None:
         begin = time.monotonic()
         try:
-            block = live.step()
+            block = live.step(sum(other.active for other in self.lives.values()))
         except Exception:
             LOGGER.exception("live session %s", live.name)
             live.fail("the server failed to make the next block; its log has the reason")

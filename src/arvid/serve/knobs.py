@@ -20,6 +20,16 @@ def with_fps(router: str, fps: float) -> str:
     return _joined("hold", {"fps": f"{fps:g}", **_kept(router, (*COMMON, "by"))})
 
 
+def shared(router: str, sessions: int) -> str:
+    """What a router that holds a frame rate has to hold where so many sessions take turns on one machine: it counts
+    its own time only, of which it gets that part. Any other router as it is."""
+    name, _, rest = router.partition(":")
+    if name != "hold" or sessions < 2:
+        return router
+    options = dict(part.split("=", 1) for part in rest.split(","))
+    return _joined(name, {**options, "fps": f"{float(options['fps']) * sessions:g}"})
+
+
 def _kept(router: str, names: tuple[str, ...]) -> dict[str, str]:
     name, _, rest = router.partition(":")
     found = dict(part.split("=", 1) for part in rest.split(",") if "=" in part)

@@ -64,8 +64,12 @@ class Live:
     @property
     def wants(self) -> bool:
         """Whether another block should be made now."""
-        held = self.paused or self.failed or self.closed or self.on_change is None
-        return not held and not self._direction.done and self.ahead < self.lead
+        return self.active and self.ahead < self.lead
+
+    @property
+    def active(self) -> bool:
+        """Whether it takes part of the machine's time: somebody watches, and there is something left to be made."""
+        return not (self.paused or self.failed or self.closed or self.on_change is None or self._direction.done)
 
     @property
     def done(self) -> bool:
@@ -86,8 +90,10 @@ class Live:
         """When a block begins that is made or comes next."""
         return self._ends[min(block, len(self._ends) - 1)] / self.fragments.fps
 
-    def step(self) -> Block | None:
-        """Make the next block and have it encoded; None when it was only made again on the way back."""
+    def step(self, sharing: int = 1) -> Block | None:
+        """Make the next block and have it encoded, with `sharing` sessions taking turns; None when it was only made
+        again on the way back."""
+        self._direction.sharing = sharing
         block = self._direction.step()
         if block is None:
             return None

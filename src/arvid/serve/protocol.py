@@ -55,7 +55,7 @@ class Turn(Strict):
     at: Second
     prompt: Filled
     how: Way = RECACHE
-    blocks: Annotated[int, Field(ge=1, le=10**4)] = 3
+    blocks: Annotated[int, Field(ge=0, le=10**4)] = 3
 
 
 class Extras(Strict):
@@ -186,7 +186,7 @@ class Prompt(Strict):
     id: Text = ""
     prompt: Filled
     how: Way = RECACHE
-    blocks: Annotated[int, Field(ge=1, le=10**4)] = 3
+    blocks: Annotated[int, Field(ge=0, le=10**4)] = 3
     now: bool = False
 
 

@@ -30,7 +30,8 @@ from arvid.serve.record import Piece
 from arvid.serve.refusals import Refused, missing
 
 ROOM = 64
-HELLO_SECONDS = 20.0
+HELLO_SECONDS, LAST_SECONDS = 20.0, 2.0
+"""How long the first message is waited for, and what is still to be done when one side has ended."""
 REFUSED, TAKEN, GOING = 1008, 4001, 1001
 """Reasons to close: not allowed, somebody else watches this session, the server or the session ends."""
 
@@ -79,11 +80,18 @@ class Viewer:
         if previous is not None:
             previous()
         self._mine = changed
-        tasks = [asyncio.create_task(self._write(live)), asyncio.create_task(self._read(live))]
+        self._house.engine.nudge()
+        writing, reading = asyncio.create_task(self._write(live)), asyncio.create_task(self._read(live))
+        tasks = (writing, reading)
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if writing.done() and writing.exception() is not None:
+                await asyncio.wait([reading], timeout=LAST_SECONDS)  # a `stop` may lie before the end of the connection
+            elif reading.done() and reading.exception() is None:
+                await asyncio.wait([writing], timeout=LAST_SECONDS)  # it tells that the session is over
+            for task in tasks:
+                if task.done():
+                    task.result()
         finally:
             for task in tasks:
                 task.cancel()

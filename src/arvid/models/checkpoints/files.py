@@ -21,6 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 PARTS_OF_A_READ = 32
+LEAST_READ = 2**20
+"""Bytes for which it does not pay to open a mapping anew."""
 NAMED = 10
 ENDINGS = (".safetensors", ".sft", ".pt", ".pth", ".bin", ".ckpt")
 INDEX = ".index.json"
@@ -256,8 +258,8 @@ def _flat(value: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _groups(names: Sequence[str], entries: Mapping[str, Entry]) -> Iterator[list[str]]:
-    """Names in runs of about a thirty-second of all their bytes."""
-    limit = sum(entries[name].bytes for name in names) // PARTS_OF_A_READ
+    """Names in runs of about a thirty-second of all their bytes, or of LEAST_READ where that is more."""
+    limit = max(LEAST_READ, sum(entries[name].bytes for name in names) // PARTS_OF_A_READ)
     group: list[str] = []
     size = 0
     for name in names:

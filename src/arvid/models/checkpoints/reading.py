@@ -78,7 +78,7 @@ class Checkpoint:
         if len(self.families) > 1:
             raise ValueError(
                 f"{self.name} may be of {' or '.join(self.families)}: their files look alike and their step lists "
-                "differ; say which one it is"
+                "differ; say which one it is (--family)"
             )
         return self.families[0]
 

@@ -1,0 +1,94 @@
+"""`arvid bench judges`: how well each judge of drafts agrees with the oracle, and what it costs.
+
+Knows: arguments, judges that are lent to a family, files of results. Does not know: how drafts are made and judged
+(`cli.drafting`), the statistics (`evals.judges`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from arvid.cli import options
+from arvid.cli.eval import check_place
+
+STOPPED = 130
+
+
+def judges(
+    prompts: Annotated[int, typer.Option(min=2, help="Held-out prompts.")] = 32,
+    levels: Annotated[str, typer.Option(help="Levels of the prompt grammar: 1-2, or 1,3.")] = "1-2",
+    seconds: options.Seconds = 5.0,
+    draft_steps: Annotated[int, typer.Option(min=0, help="Passes of a draft; 0: as the family's card says.")] = 0,
+    verify: Annotated[
+        str, typer.Option(metavar="LIST", help="Noise levels at which the target looks at drafts.")
+    ] = "0.05,0.2,0.4,0.6,0.8",
+    good: Annotated[float, typer.Option(min=0.0, max=1.0, help="Oracle score from which a block is good.")] = 0.5,
+    latent: Annotated[Path | None, typer.Option(metavar="DIR", help="A latent judge that the family lacks.")] = None,
+    block: Annotated[Path | None, typer.Option(metavar="DIR", help="A block judge that the family lacks.")] = None,
+    seed: options.Seed = 0,
+    model: options.Model = "embedded",
+    device: options.Device = "cpu",
+    threads: options.Threads = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report here.")] = None,
+    text_file: Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="Write the table here.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--curves", metavar="FILE", help="Draw the calibration curves here, .svg.")
+    ] = None,
+) -> None:
+    """Rank drafted blocks by every judge, against the oracle, on held-out prompts.
+
+    Ctrl-C ends the run and reports the prompts it finished.
+    """
+    for path in filter(None, (json_file, text_file, picture)):
+        check_place(path)
+    # What is heavy is imported when it is needed: `arvid --help` answers at once.
+    from dataclasses import replace
+
+    from arvid.cli import drafting, families
+    from arvid.cli.bench import level_numbers
+    from arvid.cli.places import whole
+    from arvid.cli.report import write_report
+    from arvid.evals import judges as table
+    from arvid.pipeline import Pipeline
+    from arvid.rewards.block import BlockJudge
+    from arvid.rewards.latent import LatentJudge
+    from arvid.types import BlockReward
+
+    asked = drafting.Asked(
+        prompts, level_numbers(levels), seconds, draft_steps, noise_levels(verify), good, seed
+    )  # fmt: skip
+    families.set_up(threads)
+    family = families.open_pipeline(model, "", device).family
+    lent: dict[str, BlockReward] = {}
+    if latent:
+        lent["latent"] = LatentJudge.load(latent).to(family.device)
+    if block:
+        lent["block"] = BlockJudge.load(block).to(family.device)
+    report = drafting.run(Pipeline(replace(family, judges={**family.judges, **lent})), asked)
+    if not report["rows"]:
+        typer.echo("interrupted before a prompt was finished; nothing to report", err=True)
+        raise typer.Exit(STOPPED)
+    text = table.markdown(report)
+    for place, content in ((text_file, text), (picture, table.curves(report))):
+        if place:
+            with whole(place) as part:
+                part.write_text(content, encoding="utf-8")
+    if json_file:
+        write_report(report, json_file)
+    typer.echo(text, nl=False)
+    if report["config"]["interrupted"]:
+        raise typer.Exit(STOPPED)
+
+
+def noise_levels(text: str) -> tuple[float, ...]:
+    """0.2,0.8 as numbers. Raises ValueError unless all lie between 0 and 1."""
+    try:
+        found = tuple(dict.fromkeys(float(part) for part in text.split(",") if part))
+    except ValueError as error:
+        raise ValueError(f"--verify {text!r}; expected noise levels like 0.2,0.8") from error
+    if not all(0 < level < 1 for level in found):
+        raise ValueError(f"--verify {text!r}; expected noise levels between 0 and 1")
+    return found

@@ -1,0 +1,274 @@
+"""Drafts beside the target's own rollout, seen by every judge there is: one run of `arvid bench judges`.
+
+Knows: a family, the judges it has or is lent, how a draft gets a second opinion, the oracle. Does not know: arguments
+(`cli.bench_judges`), what is made of the scores (`evals.judges`).
+
+The target makes the video by the one loop. Before each of its blocks the drafter makes one after the same past, and
+that draft is judged and forgotten: all judges see one set of drafts, none of which depends on a judge.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import typer
+from torch import Tensor
+
+from arvid import spec
+from arvid.caches.policies import POLICIES, remember
+from arvid.caches.positions import POSITIONS
+from arvid.cli.report import Row, head
+from arvid.evals import judges
+from arvid.evals.judges import Drafted
+from arvid.evals.speculation import draw_prompts
+from arvid.pipeline import POSITIONS_AS_TRAINED, Family, Pipeline, Request
+from arvid.rollout.flow import FlowWalker
+from arvid.rollout.judging import Routing
+from arvid.rollout.loop import rollout
+from arvid.rollout.routers import Target
+from arvid.rollout.specs import TARGET
+from arvid.rollout.stage import Clock, Stage
+from arvid.rollout.timeline import Director
+from arvid.rollout.verify import MEASURES, RIVALS, Checked, agreement
+from arvid.samplers.grids import few_step
+from arvid.samplers.noise import INITIAL, REFINE, SeededNoise
+from arvid.samplers.steps import STEPS, add_noise
+from arvid.types import BlockReward, Candidate, Condition, Denoiser, Move, Noise, Proposal
+from arvid.video import to_bytes
+from arvid.worlds import oracle
+
+RANDOM, FRAME, MEAN, PLAIN = "random", "frame", "frame-mean", "difference"
+"""Judges that are always there, or wherever there is a frame reward; the last is the target's plain disagreement."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of a run: `levels` are those at which the target looks at drafts."""
+
+    prompts: int
+    grammar: tuple[int, ...]
+    seconds: float
+    draft_steps: int
+    levels: tuple[float, ...]
+    good: float
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """A drafted block that nobody has judged: latents and frames of it and of what came before (None: nothing), the
+    target's and the drafter's passes over re-noised copies by level, and the seconds each of these took."""
+
+    move: Move
+    candidate: Candidate
+    checks: Mapping[float, Checked]
+    seconds: Mapping[str, float]
+
+
+@dataclass(eq=False)
+class Beside:
+    """A `Proposer` that makes the target's blocks and keeps a draft of each but the first in `drafts`."""
+
+    family: Family
+    target: FlowWalker
+    drafter: FlowWalker
+    asked: Asked
+    stage: Stage
+    shape: tuple[int, ...]
+    drafts: list[Draft] = field(default_factory=list)
+    _before: tuple[Tensor, Tensor] | None = None
+
+    def propose(self, move: Move, condition: Condition, noise: Noise, rejected: Proposal | None = None) -> Proposal:
+        """The target's block; nobody rejects it."""
+        channels, height, width = self.shape
+        x_BTCHW = noise.draw(move.index, INITIAL, (1, len(move.span), channels, height, width))
+        x_BTCHW = x_BTCHW.to(self.family.device)
+        if move.index:
+            self.drafts.append(self._draft(move, condition, noise, x_BTCHW))
+        return self.target.walk(move, x_BTCHW, move.sigmas, condition, noise)
+
+    def commit(self, move: Move, proposal: Proposal, condition: Condition) -> None:
+        """Both go on from the target's block."""
+        for walker in (self.target, self.drafter):
+            walker.remember(move, proposal.block_BTCHW, condition)
+        frames = self.stage.preview(proposal)()
+        self._before = proposal.block_BTCHW, frames
+
+    def _draft(self, move: Move, condition: Condition, noise: Noise, x_BTCHW: Tensor) -> Draft:
+        seconds: dict[str, float] = {}
+        for walker in (self.target, self.drafter):
+            walker.catch_up(noise)  # it is due in any case, so no judge is charged for it
+        sigmas = few_step(self.asked.draft_steps) if self.asked.draft_steps else move.sigmas
+        draft = self.drafter.walk(move, x_BTCHW, sigmas, condition, noise)
+        checks = {}
+        for level in self.asked.levels:
+            eps = noise.draw(move.index, REFINE, tuple(x_BTCHW.shape)).to(x_BTCHW.device)
+            again = add_noise(draft.block_BTCHW, eps, level)
+            took = []
+            for walker in (self.target, self.drafter):
+                begin = self._now()
+                took.append(walker.walk(move, again, (level, 0.0), condition, noise, key=REFINE))
+                seconds[f"{walker.name}@{level:g}"] = self._now() - begin
+            check, rival = took
+            checks[level] = Checked(draft.block_BTCHW, draft=draft, check=check, rival_BTCHW=rival.block_BTCHW)
+        begin = self._now()
+        frames, _ = self.family.decoder.decode(draft.block_BTCHW, self.stage.state)
+        seconds["decode"] = self._now() - begin
+        before, shown = self._before or (None, None)
+        candidate = Candidate(draft.block_BTCHW, before, lambda: frames, shown, condition)
+        return Draft(move, candidate, checks, seconds)
+
+    def _now(self) -> float:
+        return now(self.family.device)
+
+
+def now(device: torch.device) -> float:
+    """Seconds: of the processor on a CPU, so that other work there does not count, of the wall elsewhere."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+# ---------------------------------------------------------------- judging
+
+
+Ask = Callable[[Draft], float]
+
+
+def asking(family: Family, levels: Sequence[float], seed: int) -> dict[str, Ask]:
+    """Every judge as a function of a draft, by name."""
+    rng = random.Random(f"judges/{seed}")
+    found: dict[str, Ask] = {RANDOM: lambda draft: rng.random()}
+    if family.reward is not None:
+        found[FRAME] = lambda draft: float(_frames(family, draft).min())
+        found[MEAN] = lambda draft: float(_frames(family, draft).mean())
+    for name, judge in family.judges.items():
+        found[name] = _whole(judge)
+    for level in levels:
+        found[f"{PLAIN}@{level:g}"] = _plain(level)
+        for measure in MEASURES:
+            found[f"{measure}@{level:g}"] = _agrees(level, measure)
+    return found
+
+
+def _frames(family: Family, draft: Draft) -> Tensor:
+    assert family.reward is not None
+    return family.reward.score(draft.candidate.frames(), draft.candidate.condition.prompt)[0].float()
+
+
+def _whole(judge: BlockReward) -> Ask:
+    return lambda draft: float(judge.score_block(_looked_back(draft.candidate, judge.lookback))[0])
+
+
+def _looked_back(candidate: Candidate, lookback: int) -> Candidate:
+    seen = candidate.frames_before_BTCHW
+    seen = None if seen is None or not lookback else seen[:, -lookback:]
+    return Candidate(candidate.block_BTCHW, candidate.before_BTCHW, candidate.frames, seen, candidate.condition)
+
+
+def _plain(level: float) -> Ask:
+    def ask(draft: Draft) -> float:
+        check = draft.checks[level]
+        gap = (check.draft.block_BTCHW - check.check.block_BTCHW).square().mean()
+        return float(1 / (1 + gap))
+
+    return ask
+
+
+def _agrees(level: float, measure: str) -> Ask:
+    return lambda draft: float(agreement(draft.checks[level], measure)[0])
+
+
+def judged(
+    draft: Draft, judges_of: Mapping[str, Ask], device: torch.device
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Scores and seconds by judge; those of the target's passes are counted where they were needed."""
+    scores, seconds = {}, {}
+    for name, ask in judges_of.items():
+        begin = now(device)
+        scores[name] = ask(draft)
+        seconds[name] = now(device) - begin
+        kind, _, level = name.partition("@")
+        if level:
+            seconds[name] += draft.seconds[f"target@{level}"]
+            seconds[name] += draft.seconds[f"drafter@{level}"] if kind in RIVALS else 0.0
+    return scores, seconds
+
+
+# ---------------------------------------------------------------- one run
+
+
+@torch.inference_mode()
+def drafted(pipeline: Pipeline, asked: Asked, prompt: str, seed: int) -> Iterator[Drafted]:
+    """The drafted blocks of one prompt, judged by all judges and by the oracle."""
+    family, request = pipeline.family, Request(prompt, asked.seconds, seed, TARGET)
+    _, plan = pipeline.check(request)
+    stage = Stage(family.decoder, Clock())
+    assert family.drafter is not None
+    walkers = _walker("target", family.target, family), _walker("drafter", family.drafter, family)
+    beside = Beside(family, *walkers, asked, stage, pipeline.latent_shape)
+    director = Director(
+        pipeline.changes(request, plan), lambda said: family.text.encode([said]).to(family.device), family.card.block
+    )
+    judge = Routing(Target(), None, Clock())
+    own = [to_bytes(b.frames_BTCHW[0]) for b in rollout(plan, beside, judge, director, SeededNoise(seed), stage)]
+    total, start = sum(map(len, own)), len(own[0])
+    names = asking(family, asked.levels, seed)
+    for draft, frames in zip(beside.drafts, own[1:], strict=True):
+        scores, seconds = judged(draft, names, family.device)
+        shown = to_bytes(draft.candidate.frames()[0])
+        yield Drafted(
+            prompt, draft.move.index, oracle.judge(shown, prompt, start, total).score,
+            oracle.judge(frames, prompt, start, total).score, scores, seconds, draft.seconds["decode"],
+        )  # fmt: skip
+        start += len(frames)
+
+
+def _walker(name: str, denoiser: Denoiser, family: Family) -> FlowWalker:
+    policy = spec.build(family.card.past, POLICIES, "past")
+    past = remember(policy, family.card.block, spec.build(POSITIONS_AS_TRAINED, POSITIONS, "positions"))
+    return FlowWalker(name, denoiser, past, STEPS[family.card.step], Clock())
+
+
+def run(pipeline: Pipeline, asked: Asked) -> Row:
+    """The report; of the prompts that were finished, when it was interrupted. Raises ValueError for a family without a
+    drafter."""
+    family = pipeline.family
+    if family.drafter is None:
+        raise ValueError(f"family {family.card.name!r} has no drafter; there are no drafts to judge")
+    prompts = draw_prompts(asked.prompts, asked.grammar, "judges")
+    drafts: list[Drafted] = []
+    interrupted = False
+    try:
+        for number, prompt in enumerate(prompts):
+            drafts += list(drafted(pipeline, asked, prompt, asked.seed + number))
+            typer.echo(f"{number + 1}/{len(prompts)} prompts, {len(drafts)} drafts", err=True)
+    except KeyboardInterrupt:
+        interrupted = True
+    about = {**head("bench judges", str(family.device)), "config": _config(family, asked, interrupted)}
+    if not drafts and interrupted:
+        return {**about, "rows": []}
+    seeing = frozenset({FRAME, MEAN, *(name for name, judge in family.judges.items() if judge.lookback)})
+    found = judges.rows(drafts, asked.good, seeing)
+    return {
+        **about, "drafts": judges.summary(drafts, asked.good), "rows": found,
+        "blocks": [
+            {"prompt": d.prompt, "block": d.block, "label": round(d.label, 6), "target": round(d.own, 6),
+             "scores": {name: round(score, 6) for name, score in d.scores.items()}}
+            for d in drafts
+        ],
+    }  # fmt: skip
+
+
+def _config(family: Family, asked: Asked, interrupted: bool) -> Row:
+    return {
+        "model": family.card.name, "prompts": asked.prompts, "levels": list(asked.grammar), "seconds": asked.seconds,
+        "draft_steps": asked.draft_steps or family.card.steps, "verify_levels": list(asked.levels), "good": asked.good,
+        "hardly_worse": judges.HARDLY, "seed": asked.seed,
+        "clock": "processor" if family.device.type == "cpu" else "wall", "interrupted": interrupted,
+    }  # fmt: skip

@@ -1,0 +1,264 @@
+"""The recipe of a pair of one's own: from a folder of videos with captions to a family directory.
+
+Knows: how videos are cut into clips, where captions stand, which family lends autoencoder and text encoder, sizes and
+rates. Does not know: losses (train/), networks (models/), what the videos show.
+
+`latents` reads `videos` and writes one part per video into `runs/latents`, in the layout of the embedded recipe; parts
+that exist are skipped, so a killed run goes on and a grown folder is read further. `target` and `drafter` train on
+them, `pack` puts `runs/family` together. There are no labels of what stands where, so nothing but the flow is learned.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from arvid import spec
+from arvid.caches.policies import POLICIES
+from arvid.evals.clips import opened, videos_in
+from arvid.models.family import Card, load_autoencoder, read_card, transformer_config
+from arvid.models.tae import TIME_STRIDE, TinyAutoencoder
+from arvid.models.text import TextEncoder
+from arvid.models.wan.growth import deepen
+from arvid.models.wan.transformer import CausalWan
+from arvid.pipeline import EMBEDDED
+from arvid.recipes.distill import keep, read
+from arvid.recipes.embedded import UNTOLD, Report
+from arvid.train.flow import FlowBatch, TeacherForcing
+from arvid.train.trainer import TrainConfig, train
+from arvid.video import frames_of
+
+CPU = torch.device("cpu")
+CAPTIONS = "captions.jsonl"
+"""Captions of a folder, one JSON object per line: `file` (as it lies in the folder) and `caption`."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything: the folder of videos, the family that lends autoencoder and text encoder (a directory, or
+    `embedded`), steps, clips of a batch, first blocks cut from every clip, and the name of the new family."""
+
+    videos: str = "videos"
+    family: str = "embedded"
+    target_steps: int = 2000
+    drafter_steps: int = 1200
+    batch: int = 4
+    firsts: int = 4
+    name: str = "own"
+
+
+# ---------------------------------------------------------------- latents
+
+
+def latents(runs: Path, sizes: Sizes, report: Report) -> None:
+    """Latents and text embeddings of a folder of videos. Raises ValueError, when all others are done, that names the
+    videos that could not be used and why."""
+    folder, lender = Path(sizes.videos), lent(sizes)
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}; point --set videos=DIR at a folder of mp4 files")
+    paths = videos_in([folder])
+    said = captions(folder, paths)
+    card = read_card(lender)
+    vae, text = load_autoencoder(lender, card, CPU), TextEncoder.load(lender / "text")
+    directory = runs / "latents"
+    directory.mkdir(parents=True, exist_ok=True)
+    failed, clips = [], 0
+    for path in paths:
+        part = directory / f"{path.name}.safetensors"
+        if not part.exists():
+            try:
+                made = encoded(path, said[path], card, vae, text, sizes.firsts)
+            except ValueError as error:
+                failed.append(f"{path}: {error}")
+                continue
+            whole = part.with_suffix(".part")
+            save_file(made, whole)
+            whole.rename(part)
+            clips += len(made["latents"])
+            report({"clips": float(clips), "unknown_words": float(len(text.unknown(said[path])))})
+    if failed:
+        raise ValueError(
+            f"{len(failed)} of {len(paths)} videos cannot be used, the others are done; mend or remove them:\n  "
+            + "\n  ".join(failed)
+        )
+
+
+def captions(folder: Path, paths: list[Path]) -> dict[Path, str]:
+    """The caption of every video: of `captions.jsonl`, or of a .txt file of its name beside it.
+
+    Raises ValueError for a line that is no caption and for videos without one.
+    """
+    listed: dict[Path, str] = {}
+    table = folder / CAPTIONS
+    lines = table.read_text(encoding="utf-8").splitlines() if table.is_file() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+            if row is not None:
+                listed[folder / str(row["file"])] = str(row["caption"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f'{table}, line {number}: {line[:80]!r} is no caption; write {{"file": "a.mp4", "caption": "..."}}'
+            ) from error
+    found = {path: listed.get(path) or _beside(path) for path in paths}
+    bare = [path.name for path, caption in found.items() if not caption]
+    if bare:
+        raise ValueError(
+            f"{len(bare)} videos without a caption: {', '.join(bare[:10])}; add lines to {table}, or a .txt file of "
+            "the same name beside each"
+        )
+    return found
+
+
+def _beside(path: Path) -> str:
+    note = path.with_suffix(".txt")
+    return " ".join(note.read_text(encoding="utf-8").split()) if note.is_file() else ""
+
+
+@torch.inference_mode()
+def encoded(
+    path: Path, caption: str, card: Card, vae: TinyAutoencoder, text: TextEncoder, firsts: int
+) -> dict[str, Tensor]:
+    """One part: latents and text of the clips of a video, and of `firsts` first blocks cut from each; fp16.
+
+    Raises ValueError for a video that cannot be read or is shorter than a clip.
+    """
+    short = TIME_STRIDE * (card.block - 1) + 1
+    z: list[Tensor] = []
+    first: list[Tensor] = []
+    for clip_THWC in clips_of(path, card):
+        v_TCHW = torch.from_numpy(clip_THWC).movedim(-1, 1).float() / 127.5 - 1
+        starts = np.linspace(0, len(v_TCHW) - short, firsts).round().astype(int)
+        z.append(vae.encode(v_TCHW[None]))
+        first += [vae.encode(v_TCHW[None, start : start + short]) for start in starts]
+    if not z:
+        needed = TIME_STRIDE * (card.trained_frames - 1) + 1
+        raise ValueError(f"shorter than a clip; at least {needed} frames at {card.fps} a second are needed")
+    said = text.encode([caption])
+    made = {
+        "latents": torch.cat(z), "text": said.expand(len(z), -1, -1),
+        "first": torch.cat(first), "first_text": said.expand(len(first), -1, -1),
+    }  # fmt: skip
+    return {name: value.to(torch.float16).contiguous() for name, value in made.items()}
+
+
+def clips_of(path: Path, card: Card) -> Iterator[np.ndarray]:
+    """Clips [T, H, W, 3] uint8 of a video one after the other, in the family's length, rate and size: the middle of
+    every frame in the family's shape, and for each of its times the nearest frame before. What is left over at the end
+    is not used. Raises ValueError for a video that cannot be read."""
+    length, ratio = TIME_STRIDE * (card.trained_frames - 1) + 1, opened(path).fps / card.fps
+    clip: list[np.ndarray] = []
+    taken = 0
+    for number, picture_HWC in enumerate(frames_of(path)):
+        small: np.ndarray | None = None
+        while int(taken * ratio + 1e-6) == number:
+            small = fitted(picture_HWC, card.size) if small is None else small
+            clip.append(small)
+            taken += 1
+            if len(clip) == length:
+                yield np.stack(clip)
+                clip = []
+
+
+def fitted(picture_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The middle of a picture in the shape of `size` (width, height), scaled to it."""
+    high, wide = picture_HWC.shape[:2]
+    scale = min(wide / size[0], high / size[1])
+    left, top = (wide - scale * size[0]) / 2, (high - scale * size[1]) / 2
+    box = (left, top, left + scale * size[0], top + scale * size[1])
+    return np.asarray(Image.fromarray(picture_HWC).resize(size, Image.Resampling.BOX, box=box))
+
+
+# ---------------------------------------------------------------- the pair
+
+
+class Batches:
+    """Whole clips and first blocks of a runs directory by step: a pure function of it. `firsts` for every clip; one in
+    ten of either without its text."""
+
+    def __init__(self, runs: Path, batch: int, firsts: int) -> None:
+        self.z, self.words = read(runs, "latents"), read(runs, "text")
+        self.first, self.first_words = read(runs, "first"), read(runs, "first_text")
+        self.batch, self.firsts = batch, firsts
+
+    def __call__(self, step: int) -> FlowBatch:
+        """The batch of a step."""
+        rng = np.random.default_rng([29, step])
+        whole = torch.from_numpy(rng.integers(0, len(self.z), self.batch))
+        more = torch.from_numpy(rng.integers(0, len(self.first), self.firsts * self.batch))
+        said = torch.from_numpy(rng.random(len(whole) + len(more)) >= UNTOLD).float()[:, None, None]
+        return FlowBatch(
+            self.z[whole].float(), self.words[whole].float() * said[: len(whole)],
+            (self.first[more].float(), self.first_words[more].float() * said[len(whole) :]),
+        )  # fmt: skip
+
+
+def target(runs: Path, sizes: Sizes, report: Report) -> None:
+    """The target."""
+    flow(runs, "target", sizes, sizes.target_steps, 2e-3, report)
+
+
+def drafter(runs: Path, sizes: Sizes, report: Report) -> None:
+    """The drafter: same data, same objective, a fraction of the size."""
+    flow(runs, "drafter", sizes, sizes.drafter_steps, 1.5e-3, report)
+
+
+def flow(runs: Path, name: str, sizes: Sizes, steps: int, rate: float, report: Report) -> None:
+    """A transformer of the lender's sizes by teacher forcing; from `start.safetensors` in its folder if there is one,
+    else from nothing."""
+    card = read_card(lent(sizes))
+    config = transformer_config(card, name)
+    model = CausalWan(config)
+    model.initialise(torch.Generator().manual_seed(0))
+    start = runs / name / "start.safetensors"
+    if start.exists():
+        model.load_state_dict(deepen({key: value.float() for key, value in load_file(start).items()}, config))
+    policy = spec.build(card.past, POLICIES, "past")
+    objective = TeacherForcing(model, card.trained_frames, card.block, policy)
+    settings = TrainConfig(
+        steps, learning_rate=rate, warmup=100, average=0.997, weight_decay=0.02, save_every=100, muon="blocks."
+    )
+    batches = Batches(runs, sizes.batch, sizes.firsts)
+    keep(train(model, objective, batches, settings, runs / name, None, report), runs / name)
+
+
+def pack(runs: Path, sizes: Sizes, report: Report) -> None:
+    """Put the family together in `runs/family`: the lender's autoencoder and text encoder, the new pair, a card."""
+    lender, out = lent(sizes), runs / "family"
+    card = read_card(lender)
+    parts = [part for part in ("target", "drafter") if (runs / part / "model.safetensors").is_file()]
+    if "target" not in parts:
+        raise ValueError(f"no target in {runs / 'target'}; train it by `arvid train own_videos --stage target`")
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(lender / "text", out / "text", dirs_exist_ok=True)
+    shutil.copyfile(lender / "vae.safetensors", out / "vae.safetensors")
+    for part in parts:
+        shutil.copyfile(runs / part / "model.safetensors", out / f"{part}.safetensors")
+    made = {part: card.parts[part] for part in ("vae", *parts)}
+    router = card.router if "drafter" in parts else "target"
+    told = replace(card, name=sizes.name, router=router, parts=made)
+    (out / "card.json").write_text(json.dumps(asdict(told), indent=2) + "\n", encoding="utf-8")
+    report({"bytes": float(sum(path.stat().st_size for path in out.rglob("*") if path.is_file()))})
+
+
+def lent(sizes: Sizes) -> Path:
+    """The directory of the family that lends its parts."""
+    return EMBEDDED if sizes.family == "embedded" else Path(sizes.family)
+
+
+STAGES: dict[str, Callable[[Path, Sizes, Report], None]] = {
+    "latents": latents,
+    "target": target,
+    "drafter": drafter,
+    "pack": pack,
+}
+"""Stages in the order in which they need each other."""

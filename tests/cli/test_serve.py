@@ -1,0 +1,128 @@
+"""`arvid serve` and `arvid keys`: what is refused before anything starts, what a server is set up with, keys."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi")
+pytest.importorskip("sqlalchemy")
+pytest.importorskip("websockets")
+
+from arvid.cli import serve
+from arvid.pipeline import Pipeline
+from arvid.serve.app import Settings
+from arvid.serve.keys import hashed
+from arvid.serve.place import Place
+from arvid.serve.store import Store
+
+Type = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[None]:
+    """Logs go afterwards where they went before."""
+    names = ("", "arvid.serve", "uvicorn")
+    before = [(logger, logger.level, logger.handlers[:]) for logger in map(logging.getLogger, names)]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+
+
+def test_a_key_is_shown_once(arvid: Type, tmp_path: Path) -> None:
+    made = arvid("keys", "add", "ann", "--data", "data", "--jobs", "3")
+    assert made.exit_code == 0
+    secret = made.stdout.strip()
+    listed = arvid("keys", "list", "--data", "data")
+    assert "ann" in listed.stdout and "3 jobs" in listed.stdout and secret not in listed.stdout
+    store = Store(Place(tmp_path / "data").database)
+    assert store.key_of(hashed(secret)) is not None
+    store.close()
+    again = arvid("keys", "add", "ann", "--data", "data")
+    assert again.exit_code == 2 and "there is a key named 'ann'" in again.stderr
+    assert arvid("keys", "remove", "ann", "--data", "data").exit_code == 0
+    gone = arvid("keys", "remove", "ann", "--data", "data")
+    assert gone.exit_code == 2 and "no key named 'ann'" in gone.stderr
+    assert arvid("keys", "list", "--data", "data").stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--host", "0.0.0.0"), "others reach 0.0.0.0, and there is no key"),
+        (("--model", "nowhere"), "no model family in nowhere"),
+        (("--database", "nonsense"), "the database cannot be used"),
+        (("--data", "/proc/nowhere"), "cannot hold a server's data"),
+        (("--max-seconds", "0"), "limits must be above 0"),
+    ],
+)
+def test_what_is_refused_before_anything_starts(arvid: Type, options: tuple[str, ...], told: str) -> None:
+    result = arvid("serve", *options)
+    assert result.exit_code == 2 and told in result.stderr
+
+
+def test_two_servers_do_not_share_their_data(arvid: Type, tmp_path: Path) -> None:
+    place = Place(tmp_path / "arvid-data")
+    place.take()
+    result = arvid("serve")
+    assert result.exit_code == 2 and "another server uses" in result.stderr
+    place.leave()
+
+
+def test_what_is_missing_is_named(arvid: Type, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else found(name))
+    result = arvid("serve")
+    assert result.exit_code == 2 and "the server needs uvicorn; install" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "private"),
+    [("localhost", True), ("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("0.0.0.0", False), ("a.b", False)],
+)
+def test_which_addresses_others_reach(host: str, private: bool) -> None:
+    assert serve.is_private(host) is private
+
+
+def test_a_port_that_is_taken(arvid: Type) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = arvid("serve", "--port", port)
+    assert result.exit_code == 2 and f"cannot listen on 127.0.0.1 port {port}" in result.stderr
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """What servers would be set up with, if they ran."""
+    found: list[Settings] = []
+
+    def note(settings: Settings, listens: socket.socket, far: object = None) -> None:
+        assert listens.getsockname()[1] > 0
+        found.append(settings)
+
+    monkeypatch.setattr(serve, "run_here", note)
+    return found
+
+
+def test_what_a_server_is_set_up_with(arvid: Type, toy: Path, tmp_path: Path, begun: list[Settings]) -> None:
+    words = ("serve", "--model", toy, "--drafter", toy, "--port", 0, "--max-seconds", 7, "--sessions", 3)
+    assert arvid(*words, "--origin", "https://a.example").exit_code == 0
+    assert arvid("keys", "add", "ann").exit_code == 0
+    assert arvid(*words, "--host", "0.0.0.0").exit_code == 0
+    assert arvid(*words, "--open").exit_code == 0
+    private, public, open_door = begun
+    assert (private.locked, public.locked, open_door.locked) == (False, True, False)
+    assert private.place.root == tmp_path / "arvid-data" and private.database == ""
+    assert (private.limits.seconds, private.limits.sessions) == (7, 3)
+    assert private.origins == ("https://a.example",)
+    assert private.models == (str(toy), "embedded-toy") and private.drafters == (str(toy), "own")
+    assert "127.0.0.1" in private.hosts and public.hosts == ()
+    made = private.open_pipeline()
+    assert isinstance(made, Pipeline) and made.family.card.name == "embedded-toy"
