@@ -110,7 +110,7 @@ def unexplained(package: Path) -> list[str]:
     found = []
     for path, name in _files(package):
         tree = _tree(path)
-        text = ast.get_docstring(tree) or ""
+        text = " ".join((ast.get_docstring(tree) or "").split())
         if tree.body and not ("Knows" in text and "oes not know" in text):
             found.append(f'{name}: the module docstring lacks "Knows: ..." or "Does not know: ..."')
     return found

@@ -56,8 +56,8 @@ def speculation(
         from arvid.cli import bench_forced
 
         # The defaults of the other kind of run stand for "choose": a GPU if there is one.
-        named, on = ("" if model == "embedded" else model), ("" if device == "cpu" else device)
-        bench_forced.forced(named, on, threads, quick, json_file=json_file)
+        pair, place = ("" if model == "embedded" else model), ("" if device == "cpu" else device)
+        bench_forced.forced(pair, place, threads, quick, json_file=json_file)
         return
     begin = time.monotonic()
     for path in filter(None, (json_file, html_file)):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from arvid import spec
+from arvid.cli.options import Parts, Running
 from arvid.serve.cluster.options import Replicas, Workers
 
 if TYPE_CHECKING:
@@ -111,18 +112,21 @@ class Opener:
 
 
 def server_of(
-    engine: str, model: str, drafter: str, device: str, threads: int, quiet: bool
+    engine: str, parts: Parts, running: Running, threads: int, quiet: bool
 ) -> Callable[[Settings], House] | None:
     """What puts a server together whose blocks are made by replicas; None when they are made in its own process. Raises
     ValueError for an engine that does not exist, and for a device that no amount was asked for."""
     replicas = replicas_of(engine)
     if replicas is None:
         return None
-    if device != "cpu":
+    if running.device != "cpu":
         raise ValueError(
-            f"--device {device} with --engine ray; say how much of a GPU each role needs, like ray:target=1,drafter=0.5"
+            f"--device {running.device} with --engine ray; say how much of a GPU each role needs, like "
+            "ray:target=1,drafter=0.5"
         )
-    opener = Opener(absolute(model), absolute(drafter), tuple(replicas.devices.items()), threads)
+    if running != Running() or parts != Parts(parts.model, parts.drafter):
+        raise ValueError("with --engine ray a family is named by --model and --drafter alone; leave the others out")
+    opener = Opener(absolute(parts.model), absolute(parts.drafter), tuple(replicas.devices.items()), threads)
     return partial(_put_up, replicas, opener, quiet)
 
 

@@ -66,7 +66,7 @@ Quantise = Annotated[
 Offload = Annotated[
     str,
     typer.Option(
-        "--offload", metavar="ROLES", help="Let layers of target, drafter or both (joined by a comma) rest on the CPU."
+        "--offload", metavar="ROLES", help="Whose layers rest on the CPU: target, drafter, or both with a comma."
     ),
 ]
 Overlap = Annotated[

@@ -43,14 +43,12 @@ Database = Annotated[
 app = typer.Typer(help="Keys of the server: make, list and remove.", no_args_is_help=True)
 
 
+@options.grouped
 def serve(
     host: Annotated[str, typer.Option(help="The address it listens on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
     data: Data = Path("arvid-data"),
     database: Database = "",
-    model: options.Model = "embedded",
-    drafter: options.Drafter = "",
-    device: options.Device = "cpu",
     threads: options.Threads = 0,
     most_seconds: Annotated[float, typer.Option("--max-seconds", help="The longest video of a job.")] = 120.0,
     most_live: Annotated[float, typer.Option("--max-live-seconds", help="The longest live session.")] = 1200.0,
@@ -64,6 +62,9 @@ def serve(
         typer.Option("--engine", metavar="SPEC", help="Who makes blocks: local, ray, or ray:replicas=4,target=1."),
     ] = "local",
     quiet: options.Quiet = False,
+    *,
+    parts: options.Parts,
+    running: options.Running,
 ) -> None:
     """Serve a family: a Videos API at /v1, live sessions, and a page at /.
 
@@ -72,24 +73,23 @@ def serve(
     """
     check_installed()
     from arvid.cli import clusters, families
-    from arvid.models.family import read_card
     from arvid.serve.app import Settings
     from arvid.serve.limits import Limits
     from arvid.serve.place import Place
 
-    far = clusters.server_of(engine, model, drafter, device, threads, quiet)
+    far = clusters.server_of(engine, parts, running, threads, quiet)
     set_up_logs(logging.WARNING if quiet else logging.INFO)
-    card, limits = read_card(families.directory_of(model)), Limits(most_seconds, most_live, sessions=sessions)
+    card, limits = families.card_of(parts), Limits(most_seconds, most_live, sessions=sessions)
     place, private = Place(data), is_private(host)
     locked = has_keys(data, database) and not open_door
     if not (private or locked or open_door):
         raise ValueError(f"others reach {host}, and there is no key; make one (arvid keys add NAME), or give --open")
     families.set_up(threads)
     settings = Settings(
-        partial(families.open_pipeline, model, drafter, device), place, database, locked, limits,
+        partial(families.opened, parts, running), place, database, locked, limits,
         origins=tuple(origin or ()), hosts=(*LOOPBACK, host) if private else (),
-        models=tuple(dict.fromkeys((model, card.name))),
-        drafters=tuple(dict.fromkeys((drafter, "own"))) if drafter else ("own",),
+        models=tuple(dict.fromkeys((parts.model, card.name))),
+        drafters=tuple(dict.fromkeys((parts.drafter, "own"))) if parts.drafter else ("own",),
     )  # fmt: skip
     place.take()
     try:

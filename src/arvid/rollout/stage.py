@@ -90,7 +90,7 @@ class Clock:
 
 
 class Stage:
-    """Decodes, times and announces the blocks of one rollout. `done` carries a block's frames, for who measures them."""
+    """Decodes, times and announces the blocks of one rollout; `done` carries a block's frames."""
 
     def __init__(self, decoder: Decoder, clock: Clock, listeners: tuple[Listener, ...] = ()) -> None:
         self._decoder, self._clock, self._listeners = decoder, clock, listeners

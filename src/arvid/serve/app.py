@@ -156,6 +156,8 @@ class Server(uvicorn.Server):
                 create_app(house), host=host, port=port, ws="websockets-sansio", ws_max_size=LONGEST_MESSAGE,
                 ws_per_message_deflate=False, access_log=False, log_config=None, lifespan="on", server_header=False,
                 timeout_graceful_shutdown=patience,
+                # Named, since uvicorn takes others by itself where some package has installed them.
+                http="h11", loop="asyncio",
             )
         )  # fmt: skip
         self._house = house

@@ -21,6 +21,7 @@ from arvid.serve.refusals import OURS, Refused, body_of
 
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 READS = ("GET", "HEAD", "OPTIONS")
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 QUIET = ("/healthz", "/readyz", "/metrics")
 """Asked every few seconds by machines; not worth a line each."""
 
@@ -102,7 +103,9 @@ class Front:
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
         route: Any = scope.get("route")
         path = str(getattr(route, "path", "none"))
-        self._house.metrics.requests.labels(scope["method"] if route else "any", path, str(status)).inc()
+        # A client may send any word as its method; only known ones become labels.
+        method = scope["method"] if route and scope["method"] in METHODS else "any"
+        self._house.metrics.requests.labels(method, path, str(status)).inc()
         self._house.metrics.answer.labels(path).observe(seconds)
         if scope["path"] not in QUIET:
             owner = scope.get("state", {}).get("owner", "")
