@@ -17,6 +17,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Waiting threads sleep instead of spinning: on few cores the tests are twice as fast.
 QUIET_THREADS := OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0
+# A test process per core, each with one thread: processes of two threads on two cores wait for each other most of the time.
+SPREAD := OMP_NUM_THREADS=1 $(QUIET_THREADS) $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all check format clean clean-venv
@@ -40,10 +42,10 @@ check: $(STAMP)
 	$(BIN)/python -m pytest --quiet tests/test_arrows.py tests/test_sizes.py
 
 test: check
-	$(QUIET_THREADS) $(BIN)/python -m pytest -m "not slow"
+	$(SPREAD) -m "not slow"
 
 test-all: check
-	$(QUIET_THREADS) $(BIN)/python -m pytest
+	$(SPREAD)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix

@@ -377,7 +377,7 @@ CARD = Card(
     steps=4,
     step="euler",
     past=f"window:frames={WINDOW}",
-    router="refine:levels=0.8,draft_steps=1",
+    router="refine:levels=0.9,draft_steps=1",
     parts={
         "target": asdict(EMBEDDED_TARGET),
         "drafter": asdict(EMBEDDED_DRAFTER),
