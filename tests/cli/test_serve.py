@@ -126,3 +126,22 @@ def test_what_a_server_is_set_up_with(arvid: Type, toy: Path, tmp_path: Path, be
     assert "127.0.0.1" in private.hosts and public.hosts == ()
     made = private.open_pipeline()
     assert isinstance(made, Pipeline) and made.family.card.name == "embedded-toy"
+
+
+def test_the_timing_record_of_a_job_is_that_of_the_other_commands() -> None:
+    from types import SimpleNamespace
+
+    from arvid.cli.serve import speed
+    from arvid.models.family import read_card
+    from arvid.pipeline import EMBEDDED, Request
+
+    rows = [
+        {"frames": 9, "seconds": {"target": 0.3, "decode": 0.1}, "source": "target"},
+        {"frames": 12, "seconds": {"draft": 0.2, "decode": 0.1}, "source": "draft"},
+    ]
+    family: Any = SimpleNamespace(card=read_card(EMBEDDED), device="cpu")
+    found = speed(Request("a red circle", seed=3), family, rows)
+    assert found is not None
+    assert (found["fps"]["denoise"], found["fps"]["with_decode"]) == (pytest.approx(42), pytest.approx(30))
+    assert found["conditions"]["seed"] == 3
+    assert speed(Request("a red circle"), family, []) is None

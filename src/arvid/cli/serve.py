@@ -10,17 +10,18 @@ import ipaddress
 import logging
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from arvid.cli import options
 
 if TYPE_CHECKING:
+    from arvid.pipeline import Family, Request
     from arvid.serve.app import Settings
     from arvid.serve.house import House
     from arvid.serve.store import Store
@@ -115,6 +116,7 @@ def run_here(settings: Settings, listens: socket.socket, far: Callable[[Settings
     from arvid.serve.logs import say
 
     house, (host, port) = (far or build)(settings), listens.getsockname()[:2]
+    house.engine.speed = speed
     say("listening", address=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
     try:
         Server(house, host, port).run([listens])
@@ -122,6 +124,13 @@ def run_here(settings: Settings, listens: socket.socket, far: Callable[[Settings
         house.engine.stop()
     if house.engine.failure is not None:
         raise house.engine.failure
+
+
+def speed(request: Request, family: Family, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The timing record of a job (docs/evaluation.md): that of every other command."""
+    from arvid.cli.report import speed_of
+
+    return speed_of(request, family.card, rows, str(family.device))
 
 
 def is_private(host: str) -> bool:

@@ -34,7 +34,7 @@ from arvid.serve.fragments import Fragmenter
 from arvid.serve.limits import Limits
 from arvid.serve.live import Live
 from arvid.serve.logs import LOGGER, say
-from arvid.serve.making import Hands
+from arvid.serve.making import Hands, Speed, untimed
 from arvid.serve.metrics import LIVE, Metrics
 from arvid.serve.place import Place
 from arvid.serve.record import Record
@@ -65,6 +65,7 @@ class Engine:
         self.warm = False
         self.failure: Exception | None = None
         self.on_failure: Callable[[], None] = lambda: None
+        self.speed: Speed = untimed
         self.lives: dict[str, Live] = {}
         self._tasks: list[Task] = []
         self._since_job, self._look = 0, True
@@ -260,7 +261,7 @@ class Engine:
             if job.attempts > self._limits.attempts:
                 self._books.failed(job, OURS, f"the server ended {job.attempts - 1} times while it made this video")
                 continue
-            task = Task(job, pipeline, self._books, self._hands, self._limits.save_seconds, self.wake)
+            task = Task(job, pipeline, self._books, self._hands, self._limits.save_seconds, self.wake, self.speed)
             self._tasks.append(task)
             return task
         return None

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from itertools import islice
@@ -31,7 +31,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from arvid.pipeline import Pipeline, Request, describe
+from arvid.pipeline import Family, Pipeline, Request, describe
 from arvid.rollout import state
 from arvid.rollout.session import Session
 from arvid.rollout.state import LatentsFile, Snapshot
@@ -75,12 +75,22 @@ class Hands:
     ends: Executor
 
 
+Speed = Callable[[Request, Family, Sequence[dict[str, Any]]], "dict[str, Any] | None"]
+"""The timing record of a request's blocks, told as rows: put together by another room than this one."""
+
+
+def untimed(request: Request, family: Family, rows: Sequence[dict[str, Any]]) -> None:
+    """No record."""
+
+
 class Making:
     """See the module. `save_seconds` lie between two saved states; `saves` counts them, `blocks` is what the whole
     video has, `rows` tells of those that are made."""
 
-    def __init__(self, pipeline: Pipeline, folder: Path, asked: Asked, hands: Hands, save_seconds: float) -> None:
-        self._pipeline, self._folder, self._asked = pipeline, folder, asked
+    def __init__(
+        self, pipeline: Pipeline, folder: Path, asked: Asked, hands: Hands, save_seconds: float, speed: Speed = untimed
+    ) -> None:
+        self._pipeline, self._folder, self._asked, self._speed = pipeline, folder, asked, speed
         self._hands, self._every = hands, save_seconds
         self._size, self._fps = pipeline.family.card.size, pipeline.family.card.fps
         self.rows: list[dict[str, Any]] = []
@@ -250,7 +260,9 @@ class Making:
         """What is told about the video: who made which block, and what it took."""
         sources = Counter(row["source"] for row in self.rows)
         seconds = sum(sum(row["seconds"].values()) for row in self.rows)
+        made = [row for row in self.rows if row["source"] != GIVEN]
         return {"schema": 1, "frames": self._frames(), "seconds": round(seconds, 4), "sources": dict(sources),
+                "speed": self._speed(self._asked.request, self._pipeline.family, made),
                 "blocks": self.rows}  # fmt: skip
 
 

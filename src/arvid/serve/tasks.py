@@ -14,7 +14,7 @@ from typing import Any
 
 from arvid.pipeline import Pipeline
 from arvid.serve.logs import LOGGER, say
-from arvid.serve.making import Asked, Hands, Making
+from arvid.serve.making import Asked, Hands, Making, Speed, untimed
 from arvid.serve.metrics import JOB, Metrics
 from arvid.serve.place import Place
 from arvid.serve.refusals import INVALID, OURS
@@ -52,9 +52,10 @@ class Task:
         hands: Hands,
         save_seconds: float,
         wake: Callable[[], None],
+        speed: Speed = untimed,
     ) -> None:
         self.job, self._books, self._wake = job, books, wake
-        self._making = Making(pipeline, books.place.video(job.id), Asked.of(job.asked), hands, save_seconds)
+        self._making = Making(pipeline, books.place.video(job.id), Asked.of(job.asked), hands, save_seconds, speed)
         self._steps = self._making.run()
         self._begun = self._told = time.monotonic()
         self._saves = 0
