@@ -135,7 +135,7 @@ def test_the_card_of_a_family_is_measured(family: Path, tmp_path: Path, monkeypa
         assert speed["seconds_per_video"] == pytest.approx(row["seconds_per_video"], rel=1e-3)
         assert speed["fps"]["with_encode"] is None and speed["fps"]["with_decode"] > 0
         share = speed["seconds"]["decode"] / speed["seconds"]["denoise"]
-        assert row["decode_share"] == pytest.approx(share, rel=1e-3)
+        assert row["decode_share"] == pytest.approx(share, rel=5e-3)
     for found in report["online"].values():
         assert found["seconds_per_block"] > 0 and found["share"] > 0
     assert "quality while it is made, by target:" in result.output

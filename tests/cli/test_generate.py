@@ -500,6 +500,15 @@ def test_an_interrupt_leaves_the_finished_blocks(
     assert left_in(tmp_path) == ["a.json", "a.png", "a.safetensors", "video.mp4"]
 
 
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """SIGINT as a person's shell leaves it: a shell that starts a process in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening")
 def test_a_signal_waits_while_a_block_is_put_away() -> None:
     seen: list[Any] = []
     with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt):
@@ -512,6 +521,7 @@ def test_a_signal_waits_while_a_block_is_put_away() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("listening")
 def test_a_signal_ends_the_making_of_a_block_at_once() -> None:
     def blocks() -> Iterator[int]:
         yield 0
