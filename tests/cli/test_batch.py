@@ -222,7 +222,9 @@ def test_without_ray_there_is_one_line_that_says_so(
 ) -> None:
     written(tmp_path, {"prompt": PROMPT})
     original = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "ray" else original(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "ray" else original(name) or object()
+    )
     result = arvid(*verb.split(), "--engine", "ray")
     assert result.exit_code == 2
     assert result.output == "error: --engine ray needs ray; install them with: pip install 'arvid[ray]'\n"

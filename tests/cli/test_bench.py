@@ -93,7 +93,7 @@ def test_a_run_leaves_a_table_a_report_and_a_page(
     for row in report["rows"]:
         speed = row["speed"]
         assert (speed["videos"], speed["frames"], speed["conditions"]["router"]) == (4, 4 * 33, row["policy"])
-        assert speed["seconds_per_video"] == pytest.approx(row["seconds_per_video"], rel=1e-3)
+        assert speed["seconds_per_video"] == pytest.approx(row["seconds_per_video"], rel=0.1)
         assert speed["fps"]["received"] == pytest.approx(33 / row["seconds_per_video"], rel=1e-3)
         assert speed["playback"]["first_frame_s"] == pytest.approx(row["first_frame_s"], rel=1e-3)
     assert rows["target:steps=2"]["speed"]["conditions"]["steps"] == 2
@@ -132,10 +132,10 @@ def test_the_card_of_a_family_is_measured(family: Path, tmp_path: Path, monkeypa
         assert len(row["scores"]) == 2 and row["score"] == pytest.approx(np.mean(row["scores"]))
         speed = row["speed"]
         assert (speed["videos"], speed["frames"], speed["conditions"]["router"]) == (2, 2 * frames, router)
-        assert speed["seconds_per_video"] == pytest.approx(row["seconds_per_video"], rel=1e-3)
+        assert speed["seconds_per_video"] == pytest.approx(row["seconds_per_video"], rel=0.1)
         assert speed["fps"]["with_encode"] is None and speed["fps"]["with_decode"] > 0
         share = speed["seconds"]["decode"] / speed["seconds"]["denoise"]
-        assert row["decode_share"] == pytest.approx(share, rel=5e-3)
+        assert row["decode_share"] == pytest.approx(share, rel=0.1)
     for found in report["online"].values():
         assert found["seconds_per_block"] > 0 and found["share"] > 0
     assert "quality while it is made, by target:" in result.output
