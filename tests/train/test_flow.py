@@ -148,6 +148,16 @@ def test_the_target_of_the_flow_is_noise_minus_clean() -> None:
     assert float(loss.detach()) == pytest.approx(1 + 3**2, abs=0.1)
 
 
+def test_frames_before_what_the_text_tells_are_not_learned() -> None:
+    """Clips are 3 where nothing is to be learned and 0 behind: a model that says no flow pays for noise alone."""
+    begins = torch.tensor([BLOCK, 2 * BLOCK] * 64)
+    clip = 3.0 * (torch.arange(FRAMES) < begins[:, None]).float()
+    clip = clip[:, :, None, None, None].expand(-1, -1, CHANNELS, SIDE, SIDE)
+    objective = TeacherForcing(Toy(0.0), FRAMES, BLOCK, Full())
+    loss = objective(FlowBatch(clip, torch.zeros(128, 5, 8), begins_B=begins), torch.Generator().manual_seed(0))["loss"]
+    assert float(loss.detach()) == pytest.approx(1.0, abs=0.02)
+
+
 def asked(size: int = 128, **options: float) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """((past, level told), level of each noisy block [size, blocks]) of one call on zeros."""
     toy = Toy(0.0)

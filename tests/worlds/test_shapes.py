@@ -134,3 +134,23 @@ def test_errors(frames: int, size: int) -> None:
 def test_prompts_without_a_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="no shape"):
         shapes.render("a dog")
+
+
+def test_acts_begin_where_they_are_told_to() -> None:
+    prompt = "a yellow circle moves right, then the yellow circle stops"
+    red = shapes.render(prompt, 0, 60, 128, (0, 30))[..., 0].astype(float)
+    step = np.abs(np.diff(centroids((red - 16) / (250 - 16)), axis=0))[:, 0]
+    step = np.minimum(step, 1 - step)
+    assert (step[:29] > 0.01).all()
+    assert (step[30:] < 0.001).all()
+
+
+def test_a_film_with_equal_acts_is_the_film_without_beginnings() -> None:
+    prompt = "a yellow circle moves right, then the yellow circle stops"
+    assert np.array_equal(shapes.render(prompt, 2, 80), shapes.render(prompt, 2, 80, begins=(0, 40)))
+
+
+@pytest.mark.parametrize("begins", [(0,), (1, 40), (0, 81), (0, 0), (0, 20, 40)])
+def test_acts_that_cannot_begin_there_are_refused(begins: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"2 acts cannot begin at frames .* of 81; give one frame for each"):
+        shapes.render("a star, then the star stops", 0, 81, begins=begins)

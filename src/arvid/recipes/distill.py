@@ -18,20 +18,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from arvid.caches.window import Window
 from arvid.models.family import fill
 from arvid.models.wan.presets import EMBEDDED_DRAFTER, EMBEDDED_TARGET
 from arvid.models.wan.transformer import CausalWan, WanConfig
-from arvid.recipes.embedded import BLOCK, FRAMES, WINDOW, Report
+from arvid.recipes.embedded import FRAMES, WINDOW, Report
+from arvid.recipes.transformers import Clips, distil_settings, keep, read
+from arvid.recipes.world import BLOCK
 from arvid.samplers.grids import few_step
 from arvid.train.consistency import Consistency
 from arvid.train.diffusion_forcing import DiffusionForcing
 from arvid.train.distribution_matching import DistributionMatching, Loss, Matching, ScoreIdentity
-from arvid.train.flow import FlowBatch
 from arvid.train.scores import CausalScore
 from arvid.train.self_forcing import Horizon, SelfForcing
 from arvid.train.trainer import TrainConfig, train
@@ -72,10 +71,7 @@ def diffusion(runs: Path, sizes: Sizes, report: Report) -> None:
     start = sizes.start or "target"
     model = trained(runs, start)
     objective = DiffusionForcing(model, FRAMES, BLOCK, Window(WINDOW))
-    settings = TrainConfig(
-        sizes.diffusion_steps, learning_rate=4e-4, warmup=50, average=0.99, weight_decay=0.01, save_every=100,
-        muon="blocks.",
-    )  # fmt: skip
+    settings = distil_settings(sizes.diffusion_steps)
     directory = runs / f"{start}-diffusion"
     average = train(model, objective, Clips(runs, sizes.batch), settings, directory, None, report)
     finish(average, directory, "diffusion", start, sizes)
@@ -89,10 +85,7 @@ def consistency(runs: Path, sizes: Sizes, report: Report) -> None:
         model, CausalScore(teacher, FRAMES, BLOCK, Window(WINDOW)), FRAMES, BLOCK, Window(WINDOW),
         few_step(sizes.levels), keep=min(0.99, 1 - MEMORY / max(sizes.consistency_steps, 2 * MEMORY)),
     )  # fmt: skip
-    settings = TrainConfig(
-        sizes.consistency_steps, learning_rate=4e-4, warmup=50, average=0.99, weight_decay=0.01, save_every=100,
-        muon="blocks.",
-    )  # fmt: skip
+    settings = distil_settings(sizes.consistency_steps)
     directory = runs / f"{start}-consistency"
     average = train(model, objective, Clips(runs, sizes.batch), settings, directory, None, report)
     finish(average, directory, "consistency", start, sizes)
@@ -144,36 +137,6 @@ def matched(
 # ---------------------------------------------------------------- what goes in and out
 
 
-class Clips:
-    """Batches of whole clips from the latents of a runs directory: a pure function of the step."""
-
-    def __init__(self, runs: Path, batch: int) -> None:
-        self.z, self.words, self.batch = read(runs, "latents"), read(runs, "text"), batch
-
-    def __call__(self, step: int) -> FlowBatch:
-        """The batch of a step."""
-        chosen = torch.from_numpy(np.random.default_rng([17, step]).integers(0, len(self.z), self.batch))
-        return FlowBatch(self.z[chosen].float(), self.words[chosen].float())
-
-
-def read(runs: Path, key: str, parts: int | None = None) -> Tensor:
-    """One tensor of the parts that a stage `latents` left, or of the first `parts` of them; files without it are no
-    such parts.
-
-    Raises ValueError when there are none.
-    """
-    found: list[Tensor] = []
-    for path in sorted((runs / "latents").glob("*.safetensors")):
-        if len(found) == parts:
-            break
-        with safe_open(path, "pt") as file:
-            if key in file.keys():  # noqa: SIM118 (no mapping)
-                found.append(file.get_tensor(key))
-    if not found:
-        raise ValueError(f"no latents in {runs / 'latents'}; make them by `arvid train embedded --stage latents`")
-    return torch.cat(found)
-
-
 def kind_of(directory: str) -> str:
     """The transformer whose weights a directory holds: the first word of its name. Raises ValueError for others."""
     name = directory.partition("-")[0]
@@ -195,11 +158,6 @@ def finish(weights: dict[str, Tensor], directory: Path, method: str, start: str,
     plain = asdict(sizes)
     made = {"method": method, "start": start, "steps": plain[f"{method}_steps"], "sizes": plain}
     (directory / MADE).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
-
-
-def keep(weights: dict[str, Tensor], directory: Path) -> None:
-    """Write weights in bf16."""
-    save_file({k: v.to(torch.bfloat16).contiguous() for k, v in weights.items()}, directory / "model.safetensors")
 
 
 STAGES: dict[str, Callable[[Path, Sizes, Report], None]] = {

@@ -8,9 +8,8 @@ Every stage reads and writes below one runs directory, resumes after a kill, and
 from __future__ import annotations
 
 import json
-import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -26,26 +25,25 @@ from arvid.caches.window import Window
 from arvid.models.family import Card, load_autoencoder
 from arvid.models.tae import TIME_STRIDE, TAEConfig, TinyAutoencoder
 from arvid.models.text import TextEncoder
-from arvid.models.wan.growth import deepen
 from arvid.models.wan.presets import EMBEDDED_DRAFTER, EMBEDDED_TARGET
-from arvid.models.wan.transformer import CausalWan, WanConfig
+from arvid.models.wan.transformer import WanConfig
+from arvid.recipes.transformers import Rows, begun, flow_settings, keep, read
+from arvid.recipes.world import BLOCK, PIXEL_FRAMES, changing, clips, labelled, labels, plain, to_pixels
 from arvid.rewards.frame import FrameReward
 from arvid.train.autoencoder import Decoding, LabelledClips, Probe, Reconstruction, psnr
-from arvid.train.flow import FlowBatch
 from arvid.train.guidance import GuidedForcing
 from arvid.train.reading import CellReader, ReadForcing, Told, ToldBatch
 from arvid.train.reward import Faithfulness, PairBatch, Pairs
 from arvid.train.text import Captions, Reader, Reading, accuracy, vocabulary
 from arvid.train.trainer import TrainConfig, train
-from arvid.worlds import captions, shapes
+from arvid.worlds import shapes
 from arvid.worlds.grammar import SHAPES, SIZES, THING_COLOURS
-from arvid.worlds.labels import Labels, label
 
 Report = Callable[[dict[str, float]], None]
 CPU = torch.device("cpu")
-FRAMES, PIXEL_FRAMES, BLOCK, WINDOW = 21, 81, 3, 9
-LEVELS = (1, 2, 2)
-"""Levels of the grammar the pair is trained on: one third one thing, two thirds two things."""
+FRAMES, WINDOW = 21, 9
+LABELS = ("classes", "velocity")
+"""What is known of cells, as `world.labels` names it."""
 
 
 @dataclass(frozen=True)
@@ -61,35 +59,6 @@ class Sizes:
     drafter_steps: int = 1400
     reward_steps: int = 1800
     batch: int = 4
-
-
-# ---------------------------------------------------------------- data
-
-
-def clip(job: tuple[int, bool, tuple[int, ...]], frames: int = PIXEL_FRAMES) -> tuple[str, np.ndarray]:
-    """Prompt and first frames of the clip with a number, from the training or the held-out part."""
-    number, held_out, levels = job
-    prompt = captions.sample(random.Random(f"{number}-{held_out}"), levels, held_out).prompt
-    return prompt, shapes.render(prompt, number, frames)
-
-
-def labelled(job: tuple[int, bool, tuple[int, ...]]) -> tuple[np.ndarray, Labels]:
-    """Frames and labels of the clip with a number."""
-    prompt, frames = clip(job)
-    return frames, label(prompt, job[0], PIXEL_FRAMES)
-
-
-def clips(count: int, held_out: bool, levels: tuple[int, ...], start: int = 0) -> tuple[list[str], np.ndarray]:
-    """`count` prompts and their frames [count, 81, 64, 64, 3] uint8, rendered on all cores."""
-    jobs = [(number, held_out, levels) for number in range(start, start + count)]
-    with ProcessPoolExecutor() as pool:
-        made = list(pool.map(clip, jobs, chunksize=32))
-    return [prompt for prompt, _ in made], np.stack([frames for _, frames in made])
-
-
-def to_pixels(frames: np.ndarray) -> Tensor:
-    """uint8 [..., H, W, 3] -> fp32 [..., 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(frames).movedim(-1, -3).float() / 127.5 - 1
 
 
 # ---------------------------------------------------------------- stages
@@ -217,47 +186,46 @@ def decoder(runs: Path, sizes: Sizes, report: Report) -> None:
     save_file({k: v.contiguous() for k, v in average.items()}, runs / "decoder" / "vae.safetensors")
 
 
-PART, FIRSTS = 50, 200
-"""A part of the latents: so many whole clips, and so many other clips' first blocks alone."""
+PART, FIRSTS, CHANGING = 50, 200, 20
+"""A part of the latents: so many whole clips, so many other clips' first blocks alone, and whole clips whose prompt
+changes on the way."""
 TOGETHER = 10
 """First blocks that go with every whole clip of a batch."""
+CHANGED = 0.15
+"""Share of whole clips whose prompt changes on the way."""
 GUIDANCE = 2.0
 """Scale of the guidance that first blocks learn."""
-UNTOLD = 0.1
-"""Share of clips that are shown without their text, so that a model can be guided away from what it makes untold."""
 _MODELS: dict[str, tuple[TinyAutoencoder, TextEncoder]] = {}
 
 
 def encoded(job: tuple[str, int]) -> dict[str, Tensor]:
-    """One part: latents [50, 21, C, h, w] and text [50, 64, D] of whole clips, `first` [200, 3, C, h, w] and
-    `first_text` of first blocks, fp16; and what stands in their cells (see `told`) as `latents_classes`,
-    `latents_velocity`, `first_classes`, `first_velocity`. One thread: parts are made side by side."""
+    """One part, in the layout of `recipes.transformers`: whole clips, first blocks, and whole clips whose prompt
+    changes (`changed`, `changed_text`, and `changed_from`: the first latent frame that shows what the text says); and
+    what stands in their cells (see `world.labels`), as `latents_classes`, `latents_velocity` and so on. One thread:
+    parts are made side by side."""
     runs, part = Path(job[0]), job[1]
     torch.set_num_threads(1)
     if job[0] not in _MODELS:
         _MODELS[job[0]] = (load_autoencoder(runs / "vae", CARD, CPU), TextEncoder.load(runs / "text" / "encoder"))
     model, encoder = _MODELS[job[0]]
-    made: dict[str, Tensor] = {}
-    kinds = (("latents", "text", PART, PIXEL_FRAMES), ("first", "first_text", FIRSTS, TIME_STRIDE * (BLOCK - 1) + 1))
-    for name, words, count, frames in kinds:
-        start = (100000 if name == "latents" else 1000000) + part * count
-        jobs = [(number, False, LEVELS) for number in range(start, start + count)]
-        rows = [clip(job, frames) for job in jobs]
-        made |= {f"{name}_{what}": x for what, x in told(jobs, [row[0] for row in rows], frames).items()}
+    whole, first, changed = (
+        [take(start + part * count + number) for number in range(count)]
+        for take, start, count in ((plain, 100000, PART), (plain, 1000000, FIRSTS), (changing, 2000000, CHANGING))
+    )
+    made = {"changed_from": torch.tensor([take.learned for take in changed])}
+    short = TIME_STRIDE * (BLOCK - 1) + 1
+    kinds = (
+        ("latents", "text", whole, PIXEL_FRAMES), ("first", "first_text", first, short),
+        ("changed", "changed_text", changed, PIXEL_FRAMES),
+    )  # fmt: skip
+    for name, words, takes, frames in kinds:
+        films = [take.render(frames) for take in takes]
+        made |= {f"{name}_{what}": x for what, x in labels(takes, frames).items()}
         with torch.inference_mode():
-            z = [model.encode(to_pixels(np.stack([row[1] for row in rows[i : i + 10]]))) for i in range(0, count, 10)]
-            text = [encoder.encode([row[0] for row in rows[i : i + 50]]) for i in range(0, count, 50)]
+            z = [model.encode(to_pixels(np.stack(films[i : i + 10]))) for i in range(0, len(films), 10)]
+            text = [encoder.encode([take.told for take in takes[i : i + 50]]) for i in range(0, len(takes), 50)]
         made[name], made[words] = torch.cat(z).to(torch.float16), torch.cat(text).to(torch.float16)
     return made
-
-
-def told(jobs: Sequence[tuple[int, bool, tuple[int, ...]]], prompts: list[str], frames: int) -> dict[str, Tensor]:
-    """What stands in every cell of every latent frame of clips: `classes` [N, T, Y, X, 3] uint8 (shape, size, colour)
-    and `velocity` [N, T, Y, X, 2] fp16."""
-    found = [label(prompt, number, frames) for prompt, (number, _, _) in zip(prompts, jobs, strict=True)]
-    classes = [np.stack([row.shape_TYX, row.size_TYX, row.colour_TYX], -1)[::TIME_STRIDE] for row in found]
-    velocity = [row.velocity_TYX2[::TIME_STRIDE] for row in found]
-    return {"classes": torch.from_numpy(np.stack(classes)), "velocity": torch.from_numpy(np.stack(velocity))}
 
 
 def latents(runs: Path, sizes: Sizes, report: Report) -> None:
@@ -275,48 +243,47 @@ def latents(runs: Path, sizes: Sizes, report: Report) -> None:
 
 
 class Encoded:
-    """The parts that `latents` made, in memory, and batches of them."""
+    """The parts that `latents` made, in memory, and batches of them: a pure function of the step. Clips whose prompt
+    changes stand behind the others."""
 
-    def __init__(self, directory: Path) -> None:
-        parts = [load_file(path) for path in sorted(directory.glob("*.safetensors"))]
-        self.rows = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-
-    def batch(self, step: int, size: int) -> ToldBatch:
-        """`size` whole clips and TOGETHER times as many first blocks: a pure function of the step."""
-        rng, rows = np.random.default_rng([11, step]), self.rows
-        whole = torch.from_numpy(rng.integers(0, len(rows["latents"]), size))
-        more = torch.from_numpy(rng.integers(0, len(rows["first"]), TOGETHER * size))
-        said = torch.from_numpy(rng.random(size + len(more)) >= UNTOLD).float()[:, None, None]
-        clips = FlowBatch(
-            rows["latents"][whole].float(), rows["text"][whole].float() * said[:size],
-            (rows["first"][more].float(), rows["first_text"][more].float() * said[size:]),
+    def __init__(self, runs: Path, batch: int) -> None:
+        rows, self.batch = Rows.of(runs), batch
+        self.plain, changed = len(rows.latents_NTCHW), read(runs, "changed")
+        self.rows = replace(
+            rows, latents_NTCHW=torch.cat([rows.latents_NTCHW, changed]),
+            text_NSD=torch.cat([rows.text_NSD, read(runs, "changed_text")]),
         )  # fmt: skip
-        return ToldBatch(
-            clips,
-            Told(rows["latents_classes"][whole], rows["latents_velocity"][whole].float()),
-            Told(rows["first_classes"][more], rows["first_velocity"][more].float()),
-        )
+        self.begins = torch.cat([torch.zeros(self.plain, dtype=torch.long), read(runs, "changed_from")])
+        self.whole = [torch.cat([read(runs, f"{kind}_{what}") for kind in ("latents", "changed")]) for what in LABELS]
+        self.first = [read(runs, f"first_{what}") for what in LABELS]
+
+    def __call__(self, step: int) -> ToldBatch:
+        """Whole clips and TOGETHER times as many first blocks."""
+        rng = np.random.default_rng([11, step])
+        size, total = self.batch, len(self.begins)
+        changed = rng.random(size) < CHANGED
+        numbers = np.where(changed, rng.integers(self.plain, total, size), rng.integers(0, self.plain, size))
+        whole = torch.from_numpy(numbers)
+        more = torch.from_numpy(rng.integers(0, len(self.rows.first_NTCHW), TOGETHER * size))
+        clips = replace(self.rows.batch(whole, more, rng), begins_B=self.begins[whole])
+        return ToldBatch(clips, told(self.whole, whole), told(self.first, more))
+
+
+def told(rows: list[Tensor], chosen: Tensor) -> Told:
+    """Labels of chosen rows."""
+    classes, velocity = rows
+    return Told(classes[chosen], velocity[chosen].float())
 
 
 def flow(runs: Path, name: str, config: WanConfig, steps: int, batch: int, rate: float, report: Report) -> None:
-    """A transformer by teacher forcing on the latents of `latents`; from `start.safetensors` in its folder if there is
-    one (weights of the same widths and at most as many blocks, to train them further), else from nothing."""
-    data = Encoded(runs / "latents")
-    model = CausalWan(config)
-    model.initialise(torch.Generator().manual_seed(0))
-    start = runs / name / "start.safetensors"
-    if start.exists():
-        model.load_state_dict(deepen({key: value.float() for key, value in load_file(start).items()}, config))
+    """A transformer by teacher forcing on the latents of `latents`."""
+    data, model = Encoded(runs, batch), begun(config, runs / name)
     reader = CellReader(config.dim, config.patch_size[1:], (len(SHAPES) + 1, len(SIZES) + 1, len(THING_COLOURS) + 1))
     forcing = GuidedForcing(model, FRAMES, BLOCK, Window(WINDOW), GUIDANCE)
     objective = ReadForcing(forcing, reader, model.blocks[config.num_layers // 2])
-    settings = TrainConfig(
-        steps, learning_rate=rate, warmup=100, average=0.997, weight_decay=0.02, save_every=100, muon="blocks."
-    )
     trained = nn.ModuleDict({"model": model, "reader": reader})
-    average = train(trained, objective, lambda step: data.batch(step, batch), settings, runs / name, None, report)
-    weights = {key.removeprefix("model."): value for key, value in average.items() if key.startswith("model.")}
-    save_file({k: v.to(torch.bfloat16).contiguous() for k, v in weights.items()}, runs / name / "model.safetensors")
+    average = train(trained, objective, data, flow_settings(steps, rate), runs / name, None, report)
+    keep({k.removeprefix("model."): v for k, v in average.items() if k.startswith("model.")}, runs / name)
 
 
 def target(runs: Path, sizes: Sizes, report: Report) -> None:

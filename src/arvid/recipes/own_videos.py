@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from arvid import spec
@@ -28,13 +28,11 @@ from arvid.evals.clips import opened, videos_in
 from arvid.models.family import Card, load_autoencoder, read_card, transformer_config
 from arvid.models.tae import TIME_STRIDE, TinyAutoencoder
 from arvid.models.text import TextEncoder
-from arvid.models.wan.growth import deepen
-from arvid.models.wan.transformer import CausalWan
 from arvid.pipeline import EMBEDDED
-from arvid.recipes.distill import keep, read
-from arvid.recipes.embedded import UNTOLD, Report
+from arvid.recipes.embedded import Report
+from arvid.recipes.transformers import Rows, begun, flow_settings, keep
 from arvid.train.flow import FlowBatch, TeacherForcing
-from arvid.train.trainer import TrainConfig, train
+from arvid.train.trainer import train
 from arvid.video import frames_of
 
 CPU = torch.device("cpu")
@@ -182,24 +180,17 @@ def fitted(picture_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 class Batches:
-    """Whole clips and first blocks of a runs directory by step: a pure function of it. `firsts` for every clip; one in
-    ten of either without its text."""
+    """Whole clips and `firsts` first blocks for each, by step: a pure function of it."""
 
     def __init__(self, runs: Path, batch: int, firsts: int) -> None:
-        self.z, self.words = read(runs, "latents"), read(runs, "text")
-        self.first, self.first_words = read(runs, "first"), read(runs, "first_text")
-        self.batch, self.firsts = batch, firsts
+        self.rows, self.batch, self.firsts = Rows.of(runs), batch, firsts
 
     def __call__(self, step: int) -> FlowBatch:
         """The batch of a step."""
-        rng = np.random.default_rng([29, step])
-        whole = torch.from_numpy(rng.integers(0, len(self.z), self.batch))
-        more = torch.from_numpy(rng.integers(0, len(self.first), self.firsts * self.batch))
-        said = torch.from_numpy(rng.random(len(whole) + len(more)) >= UNTOLD).float()[:, None, None]
-        return FlowBatch(
-            self.z[whole].float(), self.words[whole].float() * said[: len(whole)],
-            (self.first[more].float(), self.first_words[more].float() * said[len(whole) :]),
-        )  # fmt: skip
+        rng, rows = np.random.default_rng([29, step]), self.rows
+        whole = torch.from_numpy(rng.integers(0, len(rows.latents_NTCHW), self.batch))
+        more = torch.from_numpy(rng.integers(0, len(rows.first_NTCHW), self.firsts * self.batch))
+        return rows.batch(whole, more, rng)
 
 
 def target(runs: Path, sizes: Sizes, report: Report) -> None:
@@ -216,19 +207,11 @@ def flow(runs: Path, name: str, sizes: Sizes, steps: int, rate: float, report: R
     """A transformer of the lender's sizes by teacher forcing; from `start.safetensors` in its folder if there is one,
     else from nothing."""
     card = read_card(lent(sizes))
-    config = transformer_config(card, name)
-    model = CausalWan(config)
-    model.initialise(torch.Generator().manual_seed(0))
-    start = runs / name / "start.safetensors"
-    if start.exists():
-        model.load_state_dict(deepen({key: value.float() for key, value in load_file(start).items()}, config))
+    model = begun(transformer_config(card, name), runs / name)
     policy = spec.build(card.past, POLICIES, "past")
     objective = TeacherForcing(model, card.trained_frames, card.block, policy)
-    settings = TrainConfig(
-        steps, learning_rate=rate, warmup=100, average=0.997, weight_decay=0.02, save_every=100, muon="blocks."
-    )
     batches = Batches(runs, sizes.batch, sizes.firsts)
-    keep(train(model, objective, batches, settings, runs / name, None, report), runs / name)
+    keep(train(model, objective, batches, flow_settings(steps, rate), runs / name, None, report), runs / name)
 
 
 def pack(runs: Path, sizes: Sizes, report: Report) -> None:

@@ -46,11 +46,20 @@ class FlowModel(Protocol):
 @dataclass(frozen=True)
 class FlowBatch:
     """Normalised latents [B, T, C, H, W] and text embeddings [B, S, D]; `first` holds of other
-    clips the first block alone [N, block, C, H, W] and its text [N, S, D]."""
+    clips the first block alone [N, block, C, H, W] and its text [N, S, D]. Frames before `begins_B` are past alone: the
+    text does not tell of them, and nothing learns to make them."""
 
     latents_BTCHW: Tensor
     text_BSD: Tensor
     first: tuple[Tensor, Tensor] | None = None
+    begins_B: Tensor | None = None
+
+    def learned(self, error_BT: Tensor) -> Tensor:
+        """The mean error of frames that are learned."""
+        if self.begins_B is None:
+            return error_BT.mean()
+        told_BT = torch.arange(error_BT.shape[1], device=error_BT.device) >= self.begins_B[:, None]
+        return (error_BT * told_BT).sum() / told_BT.sum()
 
 
 class GatheredView:
@@ -219,7 +228,8 @@ class TeacherForcing:
         self.passes = Passes(model, frames, block, policy)
 
     def __call__(self, batch: FlowBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Mean squared error of the flow over all blocks, and of the first block alone (as it starts from nothing)."""
+        """Mean squared error of the flow over all blocks that are learned, and of the first block alone (as it starts
+        from nothing)."""
         z_BTCHW = batch.latents_BTCHW
         past, past_sigma = self._past(z_BTCHW, generator)
         sigma_BT = self._levels(z_BTCHW.shape[0], generator).to(z_BTCHW.device)
@@ -228,12 +238,12 @@ class TeacherForcing:
         weights = halved(self.model.named_parameters())
         flow_BTCHW = lend(self.model, weights, lambda: self.passes(past, past_sigma, mixed, sigma_BT, batch.text_BSD))
         error_BT = (flow_BTCHW - (noise - z_BTCHW)).square().mean((2, 3, 4))
-        loss, first = error_BT.mean(), error_BT[:, : self.block].mean()
+        loss, first = batch.learned(error_BT), error_BT[:, : self.block].mean()
         if batch.first is not None:
             z_NTCHW, text_NSD = batch.first
             first = lend(self.model, weights, lambda: self.firsts(z_NTCHW, text_NSD, generator))
             loss = loss + self.first_weight * first
-        return {"loss": loss, "all": error_BT.mean().detach(), "first": first.detach()}
+        return {"loss": loss, "all": batch.learned(error_BT).detach(), "first": first.detach()}
 
     def firsts(self, z_NTCHW: Tensor, text_NSD: Tensor, generator: torch.Generator) -> Tensor:
         """The loss of first blocks of other clips, with the weights the model then holds."""

@@ -39,6 +39,11 @@ def sample(rng: random.Random, levels: tuple[int, ...] = (1, 2), held_out: bool 
             return Caption(_write(acts, rng), acts)
 
 
+def say(scene: Scene, rng: random.Random) -> str:
+    """A prompt of one scene, in one of many wordings."""
+    return _write((scene,), rng)
+
+
 def is_held_out(scene: Scene) -> bool:
     """Whether a scene belongs to the held-out part: decided by what its things are and do, not by the wording."""
     total = 0

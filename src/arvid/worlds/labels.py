@@ -8,6 +8,7 @@ Legend: T frames, H W pixel sides, Y X cells.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +35,7 @@ class Labels:
     things_THW: np.ndarray
 
 
-def label(prompt: str, seed: int, frames: int, size: int = shapes.SIZE) -> Labels:
+def label(prompt: str, seed: int, frames: int, size: int = shapes.SIZE, begins: Sequence[int] | None = None) -> Labels:
     """Labels of the film that `shapes.render` makes of the same arguments.
 
     Raises ValueError for what `render` refuses, and for a size that is not a multiple of CELL.
@@ -45,7 +46,7 @@ def label(prompt: str, seed: int, frames: int, size: int = shapes.SIZE) -> Label
     shape = np.zeros((frames, cells, cells), np.uint8)
     large, colour, things = np.zeros_like(shape), np.zeros_like(shape), np.zeros((frames, size, size), bool)
     velocity = np.zeros((frames, cells, cells, 2), np.float16)
-    for take in shapes.takes(prompt, seed, frames):
+    for take in shapes.takes(prompt, seed, frames, begins):
         most = np.full((take.stop - take.start, cells, cells), COVERED, np.float32)
         for track in (track for track in take.tracks if track.visible):
             cover = _cover(take, track, size)

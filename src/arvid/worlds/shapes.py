@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -56,25 +57,28 @@ class Take:
     camera_T2: np.ndarray
 
 
-def render(prompt: str, seed: int = 0, frames: int = 81, size: int = SIZE) -> np.ndarray:
-    """Frames [frames, size, size, 3] uint8 of a prompt, deterministic in (prompt, seed).
+def render(
+    prompt: str, seed: int = 0, frames: int = 81, size: int = SIZE, begins: Sequence[int] | None = None
+) -> np.ndarray:
+    """Frames [frames, size, size, 3] uint8 of a prompt, deterministic in (prompt, seed). Acts share the film equally,
+    or begin at the frames `begins`, the first at 0.
 
-    Raises ValueError for an empty prompt, a prompt without a shape, fewer than one frame or a size below 16.
+    Raises ValueError for an empty prompt, a prompt without a shape, fewer than one frame, a size below 16 or acts that
+    do not begin one after the other within the film.
     """
     if frames < 1 or size < 16:
         raise ValueError(f"cannot render {frames} frames of {size} pixels; ask for at least 1 frame of 16 pixels")
     film = np.empty((frames, size, size, 3), np.float32)
-    for take in takes(prompt, seed, frames):
+    for take in takes(prompt, seed, frames, begins):
         film[take.start : take.stop] = _draw(take, size)
     return np.rint(film).clip(0, 255).astype(np.uint8)
 
 
-def takes(prompt: str, seed: int, frames: int) -> list[Take]:
-    """What happens and where, act by act: the truth behind `render`. Acts share the film equally."""
+def takes(prompt: str, seed: int, frames: int, begins: Sequence[int] | None = None) -> list[Take]:
+    """What happens and where, act by act: the truth behind `render`, whose arguments these are."""
     story = parse(prompt)
     rng = np.random.default_rng([seed, zlib.crc32(" ".join(prompt.lower().split()).encode())])
-    count = len(story.acts)
-    edges = [round(frames * act / count) for act in range(count + 1)]
+    edges = _edges(len(story.acts), frames, begins)
     result: list[Take] = []
     for (start, stop), act in zip(pairwise(edges), story.acts, strict=True):
         if isinstance(act, Scene):
@@ -82,6 +86,17 @@ def takes(prompt: str, seed: int, frames: int) -> list[Take]:
         else:
             result.append(_change(result[-1], act, stop))
     return result
+
+
+def _edges(acts: int, frames: int, begins: Sequence[int] | None) -> list[int]:
+    if begins is None:
+        return [round(frames * act / acts) for act in range(acts + 1)]
+    edges = [*begins, frames]
+    if len(begins) != acts or edges[0] != 0 or any(start >= stop for start, stop in pairwise(edges)):
+        raise ValueError(
+            f"{acts} acts cannot begin at frames {edges[:-1]} of {frames}; give one frame for each, from 0, rising"
+        )
+    return edges
 
 
 def _open(scene: Scene, start: int, stop: int, rng: np.random.Generator) -> Take:

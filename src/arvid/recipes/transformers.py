@@ -1,0 +1,112 @@
+"""What the recipes of transformers share: rows of latents on disk, batches of them, a model to begin with, its weights.
+
+Knows: how parts of training data are laid out, how batches are drawn, which weights a run starts from, the settings of
+a run by flow matching. Does not know: where latents come from, losses (train/), networks beyond their weights.
+
+    runs/latents/*.safetensors    `latents` [N, T, C, h, w] and `text` [N, S, D] of whole clips, `first` and
+                                  `first_text` of first blocks alone, fp16; other rows as a recipe adds them
+    runs/NAME/start.safetensors   where the run NAME begins, if it is there
+    runs/NAME/model.safetensors   what it leaves
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from arvid.models.wan.growth import deepen
+from arvid.models.wan.transformer import CausalWan, WanConfig
+from arvid.train.flow import FlowBatch
+from arvid.train.trainer import TrainConfig
+
+UNTOLD = 0.1
+"""Share of clips that are shown without their text, so that a model can be guided away from what it makes untold."""
+
+
+def read(runs: Path, key: str, parts: int | None = None) -> Tensor:
+    """One tensor of the parts that a stage `latents` left, or of the first `parts` of them; files without it are no
+    such parts.
+
+    Raises ValueError when there are none.
+    """
+    found: list[Tensor] = []
+    for path in sorted((runs / "latents").glob("*.safetensors")):
+        if len(found) == parts:
+            break
+        with safe_open(path, "pt") as file:
+            if key in file.keys():  # noqa: SIM118 (no mapping)
+                found.append(file.get_tensor(key))
+    if not found:
+        raise ValueError(f"no {key} in {runs / 'latents'}; make them by `arvid train embedded --stage latents`")
+    return torch.cat(found)
+
+
+class Clips:
+    """Batches of whole clips from the latents of a runs directory: a pure function of the step."""
+
+    def __init__(self, runs: Path, batch: int) -> None:
+        self.z, self.words, self.batch = read(runs, "latents"), read(runs, "text"), batch
+
+    def __call__(self, step: int) -> FlowBatch:
+        """The batch of a step."""
+        chosen = torch.from_numpy(np.random.default_rng([17, step]).integers(0, len(self.z), self.batch))
+        return FlowBatch(self.z[chosen].float(), self.words[chosen].float())
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of clips: latents and text, and the batches they make together with first blocks of other clips."""
+
+    latents_NTCHW: Tensor
+    text_NSD: Tensor
+    first_NTCHW: Tensor
+    first_text_NSD: Tensor
+
+    @classmethod
+    def of(cls, runs: Path) -> Rows:
+        """The rows of a runs directory. Raises ValueError when there are none."""
+        return cls(*(read(runs, key) for key in ("latents", "text", "first", "first_text")))
+
+    def batch(self, whole: Tensor, more: Tensor, rng: np.random.Generator) -> FlowBatch:
+        """These clips and first blocks; a share UNTOLD of either without its text."""
+        said = torch.from_numpy(rng.random(len(whole) + len(more)) >= UNTOLD).float()[:, None, None]
+        return FlowBatch(
+            self.latents_NTCHW[whole].float(), self.text_NSD[whole].float() * said[: len(whole)],
+            (self.first_NTCHW[more].float(), self.first_text_NSD[more].float() * said[len(whole) :]),
+        )  # fmt: skip
+
+
+def begun(config: WanConfig, directory: Path) -> CausalWan:
+    """The transformer that a run in `directory` trains: from `start.safetensors` there (weights of the same widths and
+    at most as many blocks, to train them further), else from nothing."""
+    model = CausalWan(config)
+    model.initialise(torch.Generator().manual_seed(0))
+    start = directory / "start.safetensors"
+    if start.exists():
+        model.load_state_dict(deepen({key: value.float() for key, value in load_file(start).items()}, config))
+    return model
+
+
+def flow_settings(steps: int, rate: float) -> TrainConfig:
+    """Of a run by flow matching from a start or from nothing."""
+    return TrainConfig(
+        steps, learning_rate=rate, warmup=100, average=0.997, weight_decay=0.02, save_every=100, muon="blocks."
+    )
+
+
+def distil_settings(steps: int) -> TrainConfig:
+    """Of a run that goes on from a trained transformer with another objective."""
+    return TrainConfig(
+        steps, learning_rate=4e-4, warmup=50, average=0.99, weight_decay=0.01, save_every=100, muon="blocks."
+    )
+
+
+def keep(weights: dict[str, Tensor], directory: Path) -> None:
+    """Write weights in bf16."""
+    save_file({k: v.to(torch.bfloat16).contiguous() for k, v in weights.items()}, directory / "model.safetensors")

@@ -1,0 +1,81 @@
+"""Clips of the shapes world for training: what is told of a clip whose prompt changes, and what a batch holds of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from arvid.recipes import embedded
+from arvid.recipes.embedded import Encoded
+from arvid.recipes.world import changing, labels, plain
+from arvid.worlds import captions, oracle
+from arvid.worlds.grammar import parse
+
+TAKES = [changing(number) for number in range(30)]
+
+
+def test_what_is_told_is_true_of_the_second_act_and_not_of_the_first() -> None:
+    second, first = [], []
+    for take in TAKES[:8]:
+        film, begin = take.render(), take.begins[1]
+        second.append(oracle.judge(film[begin:], take.told).alignment)
+        first.append(oracle.judge(film[:begin], take.told).alignment)
+    assert np.mean(second) > 0.9
+    assert np.mean(first) < 0.6
+
+
+def test_a_change_begins_with_a_block_and_stays_in_the_training_part() -> None:
+    for take in TAKES:
+        assert take.learned % 3 == 0
+        assert 3 <= take.learned <= 15
+        # Latent t > 0 shows pixel frames 4 t - 3 to 4 t.
+        assert take.begins == (0, 4 * take.learned - 3)
+        assert not captions.is_held_out(parse(take.told).scene)
+        assert len(parse(take.told).acts) == 1
+    assert {take.learned for take in TAKES} == {3, 6, 9, 12, 15}
+    assert plain(5).learned == 0
+
+
+def test_changes_are_new_scenes_and_events() -> None:
+    kinds = {type(parse(take.prompt).acts[1]) for take in TAKES}
+    assert len(kinds) == 2
+
+
+def test_a_batch_says_from_where_its_clips_are_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows hold their own numbers, so that a batch tells which of them it drew."""
+    (tmp_path / "latents").mkdir()
+    cells = {f"{kind}_classes": torch.zeros(4, 21, 8, 8, 3, dtype=torch.uint8) for kind in ("latents", "changed")}
+    cells |= {f"{kind}_velocity": torch.zeros(4, 21, 8, 8, 2) for kind in ("latents", "changed")}
+    cells |= {
+        "first_classes": torch.zeros(4, 3, 8, 8, 3, dtype=torch.uint8),
+        "first_velocity": torch.zeros(4, 3, 8, 8, 2),
+    }
+    number = torch.arange(4.0)[:, None, None, None, None]
+    made = {
+        "latents": number.expand(-1, 21, 1, 1, 1), "text": torch.ones(4, 2, 2),
+        "changed": 10 + number.expand(-1, 21, 1, 1, 1), "changed_text": torch.ones(4, 2, 2),
+        "changed_from": torch.tensor([3, 6, 9, 12]),
+        "first": number.expand(-1, 3, 1, 1, 1), "first_text": torch.ones(4, 2, 2), **cells,
+    }  # fmt: skip
+    save_file({name: value.contiguous() for name, value in made.items()}, tmp_path / "latents" / "0000.safetensors")
+    source = Encoded(tmp_path, 200)
+    batch = source(0).clips
+    rows, begins = batch.latents_BTCHW[:, 0, 0, 0, 0], batch.begins_B
+    assert begins is not None
+    assert torch.equal(begins, torch.where(rows < 10, 0, 3 * (rows - 9)).long())
+    assert float((rows >= 10).float().mean()) == pytest.approx(embedded.CHANGED, abs=0.08)
+    assert torch.equal(source(0).clips.latents_BTCHW, batch.latents_BTCHW)
+
+
+def test_labels_of_a_change_follow_it() -> None:
+    take = next(take for take in TAKES if not isinstance(parse(take.prompt).acts[1], tuple))
+    classes = labels([take], 81)["classes"][0]
+    scenes = [act for act in parse(take.prompt).acts if not isinstance(act, tuple)]
+    colours = [{1 + embedded.THING_COLOURS.index(thing.colour) for thing in scene.things} for scene in scenes]
+    before, after = classes[: take.learned, ..., 2], classes[take.learned :, ..., 2]
+    assert set(before.unique().tolist()) - {0} <= colours[0]
+    assert set(after.unique().tolist()) - {0} <= colours[1]
