@@ -31,7 +31,7 @@ def latents(mark_BT: Tensor) -> Tensor:
 
 def told(mark_BT: Tensor) -> Told:
     cells = mark_BT[:, :, None, None].expand(-1, -1, SIDE, SIDE)
-    return Told(cells[..., None].expand(-1, -1, -1, -1, 2), torch.zeros(*cells.shape, 2))
+    return Told(cells[..., None].expand(-1, -1, -1, -1, 2), torch.zeros(*cells.shape, 2), mark_BT >= 0)
 
 
 def test_every_cell_is_read_from_its_own_place_in_its_token() -> None:
@@ -55,8 +55,19 @@ def test_a_reader_that_knows_nothing_loses_the_logarithm_of_the_choices_and_half
     nn.init.zeros_(reader.map.bias)
     classes = torch.tensor([[0, 0], [2, 3], [1, 1], [0, 0]]).view(1, 1, 2, 2, 2)
     velocity = torch.tensor([[9.0, 9.0], [1.0, 2.0], [3.0, 0.0], [9.0, 9.0]]).view(1, 1, 2, 2, 2)
-    loss, _ = reader.loss(torch.randn(1, 1, 4, 8), Told(classes, velocity))
+    loss, _ = reader.loss(torch.randn(1, 1, 4, 8), Told(classes, velocity, torch.ones(1, 1).bool()))
     torch.testing.assert_close(loss, torch.tensor(math.log(4) + math.log(5) + 0.5 * (5 + 9) / 2))
+
+
+def test_frames_that_are_not_asked_for_do_not_count() -> None:
+    reader = CellReader(8, (1, 1), (4, 5))
+    x, classes, velocity = torch.randn(1, 6, 4, 8), torch.randint(0, 4, (1, 6, 2, 2, 2)), torch.randn(1, 6, 2, 2, 2)
+    late = torch.arange(6)[None] >= 3
+    some, _ = reader.loss(x, Told(classes, velocity, late))
+    alone, _ = reader.loss(x[:, 3:], Told(classes[:, 3:], velocity[:, 3:], late[:, 3:]))
+    torch.testing.assert_close(some, alone)
+    every, _ = reader.loss(x, Told(classes, velocity, torch.ones(1, 6).bool()))
+    assert not torch.equal(every, some)
 
 
 def test_the_labels_of_a_pass_are_those_of_the_frames_it_shows() -> None:
@@ -96,7 +107,11 @@ def test_reading_teaches_what_comes_before_it_and_leaves_the_rest_alone() -> Non
     z, first = torch.randn(2, FRAMES, CHANNELS, SIDE, SIDE), torch.randn(3, BLOCK, CHANNELS, SIDE, SIDE)
     clips = FlowBatch(z, torch.randn(2, 5, 8), (first, torch.randn(3, 5, 8)))
     labels = [
-        Told(torch.randint(0, 3, (*x.shape[:2], SIDE, SIDE, 2)), torch.randn(*x.shape[:2], SIDE, SIDE, 2))
+        Told(
+            torch.randint(0, 3, (*x.shape[:2], SIDE, SIDE, 2)),
+            torch.randn(*x.shape[:2], SIDE, SIDE, 2),
+            torch.ones(x.shape[:2]).bool(),
+        )
         for x in (z, first)
     ]
     numbers = objective(ToldBatch(clips, *labels), torch.Generator().manual_seed(0))

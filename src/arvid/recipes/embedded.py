@@ -266,13 +266,13 @@ class Encoded:
         whole = torch.from_numpy(numbers)
         more = torch.from_numpy(rng.integers(0, len(self.rows.first_NTCHW), TOGETHER * size))
         clips = replace(self.rows.batch(whole, more, rng), begins_B=self.begins[whole])
-        return ToldBatch(clips, told(self.whole, whole), told(self.first, more))
+        return ToldBatch(clips, told(self.whole, whole, self.begins[whole]), told(self.first, more, 0 * more))
 
 
-def told(rows: list[Tensor], chosen: Tensor) -> Told:
-    """Labels of chosen rows."""
-    classes, velocity = rows
-    return Told(classes[chosen], velocity[chosen].float())
+def told(rows: list[Tensor], chosen: Tensor, begins_B: Tensor) -> Told:
+    """Labels of chosen rows, which are asked for from the frames `begins_B` on."""
+    classes, velocity = (row[chosen] for row in rows)
+    return Told(classes, velocity.float(), torch.arange(classes.shape[1]) >= begins_B[:, None])
 
 
 def flow(runs: Path, name: str, config: WanConfig, steps: int, batch: int, rate: float, report: Report) -> None:

@@ -25,16 +25,18 @@ MOTION = 0.5
 
 @dataclass(frozen=True)
 class Told:
-    """Labels of cells: classes [B, T, Y, X, kinds] (0 nothing) and velocity [B, T, Y, X, 2] in pixels per frame."""
+    """Labels of cells: classes [B, T, Y, X, kinds] (0 nothing) and velocity [B, T, Y, X, 2] in pixels per frame; and
+    which frames [B, T] are to be told (what stands in the others need not be in the text)."""
 
     classes_BTYXK: Tensor
     velocity_BTYX2: Tensor
+    asked_BT: Tensor
 
     def frames(self, starts: list[int], length: int) -> Told:
         """Of windows of every clip that begin at `starts`, window by window along the batch."""
         return Told(*(
             torch.stack([x[:, start : start + length] for start in starts], 1).flatten(0, 1)
-            for x in (self.classes_BTYXK, self.velocity_BTYX2)
+            for x in (self.classes_BTYXK, self.velocity_BTYX2, self.asked_BT)
         ))  # fmt: skip
 
 
@@ -69,16 +71,18 @@ class CellReader(nn.Module):
         share of right first kinds where things stand."""
         rows, columns = told.classes_BTYXK.shape[2:4]
         *logits, velocity = self(x_BTPD, (rows // self.patch[0], columns // self.patch[1]))
-        stands = told.classes_BTYXK[..., 0] > 0
-        balance = torch.where(stands, 1 / stands.float().mean().clamp(min=0.02), 1.0)
-        balance = balance / balance.mean()
+        asked = told.asked_BT[:, :, None, None].expand(*told.classes_BTYXK.shape[:4]).float()
+        stands = asked * (told.classes_BTYXK[..., 0] > 0)
+        share = (stands.sum() / asked.sum().clamp(min=1)).clamp(min=0.02)
+        balance = torch.where(stands > 0, 1 / share, asked)
+        balance = balance / balance.sum().clamp(min=1)
         loss = velocity.new_zeros(())
         for kind, guess in enumerate(logits):
             wrong = F.cross_entropy(guess.movedim(-1, 1), told.classes_BTYXK[..., kind].long(), reduction="none")
-            loss = loss + (balance * wrong).mean()
+            loss = loss + (balance * wrong).sum()
         miss = (velocity - told.velocity_BTYX2).square().sum(-1)
         motion = (miss * stands).sum() / stands.sum().clamp(min=1)
-        right = (logits[0].argmax(-1) == told.classes_BTYXK[..., 0])[stands].float().mean()
+        right = (logits[0].argmax(-1) == told.classes_BTYXK[..., 0])[stands > 0].float().mean()
         return loss + MOTION * motion, right.detach()
 
 
