@@ -98,13 +98,14 @@ class Windows:
         which, starts = rng.integers(0, len(self.clips), count), rng.integers(0, PIXEL_FRAMES - frames + 1, count)
         cuts = [(*self.clips[i], slice(s, s + frames)) for i, s in zip(which, starts, strict=True)]
         ends = [slice(every.start, every.stop, TIME_STRIDE) for _, _, every in cuts]
-        return LabelledClips(
-            to_pixels(np.stack([film[every] for film, _, every in cuts])),
-            torch.from_numpy(np.stack([row[1].shape_TYX[at] for row, at in zip(cuts, ends, strict=True)])).long(),
-            torch.from_numpy(np.stack([row[1].size_TYX[at] for row, at in zip(cuts, ends, strict=True)])).long(),
-            torch.from_numpy(np.stack([row[1].velocity_TYX2[at] for row, at in zip(cuts, ends, strict=True)])).float(),
-            torch.from_numpy(np.stack([found.things_THW[every] for _, found, every in cuts])),
-        )
+        classes = [np.stack([row[1].shape_TYX, row[1].size_TYX], -1)[at] for row, at in zip(cuts, ends, strict=True)]
+        paces = [row[1].velocity_TYX2[at] for row, at in zip(cuts, ends, strict=True)]
+        told = Told(
+            torch.from_numpy(np.stack(classes)), torch.from_numpy(np.stack(paces)).float(),
+            torch.ones(count, len(classes[0])).bool(),
+        )  # fmt: skip
+        things = torch.from_numpy(np.stack([found.things_THW[every] for _, found, every in cuts]))
+        return LabelledClips(to_pixels(np.stack([film[every] for film, _, every in cuts])), told, things)
 
 
 def autoencoder(runs: Path, sizes: Sizes, report: Report) -> None:
@@ -266,10 +267,10 @@ class Encoded:
         whole = torch.from_numpy(numbers)
         more = torch.from_numpy(rng.integers(0, len(self.rows.first_NTCHW), TOGETHER * size))
         clips = replace(self.rows.batch(whole, more, rng), begins_B=self.begins[whole])
-        return ToldBatch(clips, told(self.whole, whole, self.begins[whole]), told(self.first, more, 0 * more))
+        return ToldBatch(clips, labels_of(self.whole, whole, self.begins[whole]), labels_of(self.first, more, 0 * more))
 
 
-def told(rows: list[Tensor], chosen: Tensor, begins_B: Tensor) -> Told:
+def labels_of(rows: list[Tensor], chosen: Tensor, begins_B: Tensor) -> Told:
     """Labels of chosen rows, which are asked for from the frames `begins_B` on."""
     classes, velocity = (row[chosen] for row in rows)
     return Told(classes, velocity.float(), torch.arange(classes.shape[1]) >= begins_B[:, None])

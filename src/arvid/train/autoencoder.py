@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from arvid.train.reading import Told, cells_loss
 
 NOISE = 0.1
 PENALTY = 3e-3
@@ -37,14 +38,12 @@ class Autoencoder(Protocol):
 
 @dataclass(frozen=True)
 class LabelledClips:
-    """Frames v_BTCHW in [-1, 1], and what stands in every cell of every latent frame: classes of shape and of size
-    [B, T', Y, X] (0 nothing), velocity [B, T', Y, X, 2], and the pixels that belong to things [B, T, H, W] bool.
-    `stills` are single frames that are encoded and probed only: many things for little work."""
+    """Frames v_BTCHW in [-1, 1], what stands in every cell of every latent frame (shape and size), and the pixels that
+    belong to things [B, T, H, W] bool. `stills` are single frames that are encoded and probed only: many things for
+    little work."""
 
     v_BTCHW: Tensor
-    shape_BTYX: Tensor
-    size_BTYX: Tensor
-    velocity_BTYX2: Tensor
+    told: Told
     things_BTHW: Tensor
     stills: LabelledClips | None = None
 
@@ -104,19 +103,9 @@ class Reconstruction:
         spread = z_BTCHW.std((0, 1, 3, 4), keepdim=True)
         centre = z_BTCHW.mean((0, 1, 3, 4), keepdim=True)
         noised = (z_BTCHW - centre) / spread + PROBE_NOISE * torch.randn(z_BTCHW.shape, generator=generator)
-        shape, size, velocity = self.probe(noised)
-        stands = batch.shape_BTYX > 0
-        balance = torch.where(stands, 1 / stands.float().mean().clamp(min=0.02), 1.0)
-        balance = balance / balance.mean()
-        loss = sum(
-            (balance * F.cross_entropy(logits.movedim(-1, 1), labels, reduction="none")).mean()
-            for logits, labels in ((shape, batch.shape_BTYX), (size, batch.size_BTYX))
-        )
         # The first latent frame is one pixel frame: nothing in it tells a velocity.
-        wrong = (velocity - batch.velocity_BTYX2).square().sum(-1)[:, 1:]
-        motion = (wrong * stands[:, 1:]).sum() / stands[:, 1:].sum().clamp(min=1)
-        right = (shape.argmax(-1) == batch.shape_BTYX)[stands].float().mean()
-        return loss + 0.5 * motion, right.detach()
+        moving_BT = torch.arange(z_BTCHW.shape[1]).expand(z_BTCHW.shape[:2]) > 0
+        return cells_loss(self.probe(noised), batch.told, moving_BT)
 
 
 class Decoding:

@@ -8,6 +8,7 @@ of a rendered world stand for the vision model. The reader is thrown away after 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,23 +68,30 @@ class CellReader(nn.Module):
         return cells.reshape(batch, frames, grid[0] * self.patch[0], grid[1] * self.patch[1], -1).split(self.parts, -1)
 
     def loss(self, x_BTPD: Tensor, told: Told) -> tuple[Tensor, Tensor]:
-        """Cross-entropies and the error of velocities, cells with things and without of equal weight in all; and the
-        share of right first kinds where things stand."""
+        """What `cells_loss` says of what the map reads, velocities of all frames included."""
         rows, columns = told.classes_BTYXK.shape[2:4]
-        *logits, velocity = self(x_BTPD, (rows // self.patch[0], columns // self.patch[1]))
-        asked = told.asked_BT[:, :, None, None].expand(*told.classes_BTYXK.shape[:4]).float()
-        stands = asked * (told.classes_BTYXK[..., 0] > 0)
-        share = (stands.sum() / asked.sum().clamp(min=1)).clamp(min=0.02)
-        balance = torch.where(stands > 0, 1 / share, asked)
-        balance = balance / balance.sum().clamp(min=1)
-        loss = velocity.new_zeros(())
-        for kind, guess in enumerate(logits):
-            wrong = F.cross_entropy(guess.movedim(-1, 1), told.classes_BTYXK[..., kind].long(), reduction="none")
-            loss = loss + (balance * wrong).sum()
-        miss = (velocity - told.velocity_BTYX2).square().sum(-1)
-        motion = (miss * stands).sum() / stands.sum().clamp(min=1)
-        right = (logits[0].argmax(-1) == told.classes_BTYXK[..., 0])[stands > 0].float().mean()
-        return loss + MOTION * motion, right.detach()
+        return cells_loss(self(x_BTPD, (rows // self.patch[0], columns // self.patch[1])), told, told.asked_BT)
+
+
+def cells_loss(read: Sequence[Tensor], told: Told, moving_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Of logits [B, T, Y, X, classes] of each kind and velocity [B, T, Y, X, 2]: cross-entropies, cells with things and
+    without of equal weight in all, and the error of velocities in frames `moving_BT`; and the share of right first
+    kinds where things stand."""
+    *logits, velocity = read
+    asked = told.asked_BT[:, :, None, None].expand(told.classes_BTYXK.shape[:4]).float()
+    stands = asked * (told.classes_BTYXK[..., 0] > 0)
+    share = (stands.sum() / asked.sum().clamp(min=1)).clamp(min=0.02)
+    balance = torch.where(stands > 0, 1 / share, asked)
+    balance = balance / balance.sum().clamp(min=1)
+    loss = velocity.new_zeros(())
+    for kind, guess in enumerate(logits):
+        wrong = F.cross_entropy(guess.movedim(-1, 1), told.classes_BTYXK[..., kind].long(), reduction="none")
+        loss = loss + (balance * wrong).sum()
+    moves = stands * moving_BT[:, :, None, None]
+    miss = (velocity - told.velocity_BTYX2).square().sum(-1)
+    motion = (miss * moves).sum() / moves.sum().clamp(min=1)
+    right = (logits[0].argmax(-1) == told.classes_BTYXK[..., 0])[stands > 0].float().mean()
+    return loss + MOTION * motion, right.detach()
 
 
 class ReadForcing:
