@@ -28,7 +28,7 @@ from arvid.models.wan.transformer import CausalWan
 from arvid.rewards.block import BlockJudge
 from arvid.rewards.frame import FrameReward
 from arvid.rewards.latent import LatentJudge
-from arvid.rollout.flow import FlowWalker, Pending
+from arvid.rollout.flow import FlowWalker
 from arvid.rollout.guard import GUARDS, Guard, Off
 from arvid.rollout.judging import Routing
 from arvid.rollout.reach import Reach
@@ -41,7 +41,7 @@ from arvid.rollout.stage import Clock, Stage
 from arvid.rollout.state import Snapshot
 from arvid.rollout.steered import Hands, Steered
 from arvid.rollout.timeline import Change, Director, Entry, place
-from arvid.samplers.grids import few_step
+from arvid.samplers.grids import SHIFT, few_step
 from arvid.samplers.noise import SeededNoise
 from arvid.samplers.plans import sequential, validate
 from arvid.samplers.steps import STEPS
@@ -141,13 +141,6 @@ def _judges(directory: Path, device: torch.device) -> dict[str, BlockReward]:
     if (directory / "block_judge").is_dir():
         found["block"] = BlockJudge.load(directory / "block_judge").to(device)
     return found
-
-
-class _OneByOne(FlowWalker):
-    """A walker that writes pending blocks one after the other, each in a pass of its own and without a mask."""
-
-    def _groups(self) -> list[list[Pending]]:
-        return [[entry] for group in super()._groups() for entry in group]
 
 
 class Pipeline:
@@ -296,9 +289,10 @@ class Pipeline:
         family, shape = self.family, (1, *self.latent_shape)
         target = self._walker("target", family.target, request, clock)
         drafter = self._walker("drafter", family.drafter, request, clock) if family.drafter else None
-        routed = Speculator(router, target, drafter, shape, clock, request.seed)
+        common = target, drafter, shape, clock, request.seed, shift_of(family.card)
         always = Target(commit=router.commit, level=router.commit_level)
-        alone = routed if isinstance(router, Draft) else Speculator(always, target, drafter, shape, clock, request.seed)
+        routed = Speculator(router, *common)
+        alone = routed if isinstance(router, Draft) else Speculator(always, *common)
         policy = spec.build(request.past or family.card.past, POLICIES, "past")
         waits = 0 if policy.whole else WAITING * family.card.trained_frames
         return Hands(routed, alone, (target, *([drafter] if drafter else [])), router.commit_level, waits)
@@ -316,7 +310,7 @@ class Pipeline:
         # On a GPU a pass of a large model is bound by its arithmetic, a mask costs it the fastest attention, and the
         # keys of many blocks at once cost it more memory than all the rest of a run.
         if self.family.device.type != "cpu":
-            return _OneByOne(name, denoiser, past, STEPS[card.step], clock, reach)
+            return FlowWalker(name, denoiser, past, STEPS[card.step], clock, reach, together=1)
         return FlowWalker(name, denoiser, past, STEPS[card.step], clock, reach, riding=True)
 
     def generate(self, request: Request, listeners: tuple[Listener, ...] = ()) -> Result:
@@ -326,6 +320,11 @@ class Pipeline:
         seconds = time.perf_counter() - begin
         frames = torch.cat([block.frames_BTCHW for block in blocks], 1)
         return Result(frames, torch.cat([block.latents_BTCHW for block in blocks], 1), blocks, seconds)
+
+
+def shift_of(card: Card) -> float:
+    """The shift of the noise levels that a family walks."""
+    return SHIFT if isinstance(card.steps, int) else card.steps.shift
 
 
 def describe(block: Block) -> dict[str, object]:

@@ -23,10 +23,10 @@ from arvid.models.placement import Placement, bordered, move
 from arvid.models.preparing import How, prepare
 from arvid.models.running import AsideAutoencoder, AsideDecoder, PackedLinear, pack, packable, unpack
 from arvid.models.wan.transformer import CausalWan
-from arvid.pipeline import Family, Pipeline, Request, _OneByOne, load
+from arvid.pipeline import Family, Pipeline, Request, load
 from arvid.rewards.block import BlockJudge, BlockJudgeConfig
 from arvid.rewards.latent import LatentJudge, LatentJudgeConfig
-from arvid.rollout.flow import FlowWalker
+from arvid.rollout.flow import TOGETHER, FlowWalker
 from arvid.rollout.stage import Clock
 from arvid.samplers.noise import SeededNoise
 from arvid.samplers.plans import sequential
@@ -107,21 +107,22 @@ def test_blocks_written_one_by_one_leave_what_one_pass_leaves() -> None:
     noise, shape = SeededNoise(3), (1, tiny_rollout.BLOCK, tiny_rollout.CHANNELS, tiny_rollout.SIDE, tiny_rollout.SIDE)
     moves = sequential(4 * tiny_rollout.BLOCK, tiny_rollout.BLOCK, tiny_rollout.SIGMAS)
     found = {}
-    for kind in (FlowWalker, _OneByOne):
+    for together in (TOGETHER, 1):
         spans: list[int] = []
 
         def watched(z: torch.Tensor, *rest: Any, spans: list[int] = spans) -> Any:
             spans.append(z.shape[1])
             return tiny_rollout.model()(z, *rest)
 
-        walker = kind("target", watched, Store(Full(), tiny_rollout.BLOCK), STEPS["euler"], Clock())
+        past = Store(Full(), tiny_rollout.BLOCK)
+        walker = FlowWalker("target", watched, past, STEPS["euler"], Clock(), together=together)
         for done in moves[:3]:
             walker.remember(done, noise.draw(done.index, 0, shape), tiny_rollout.CONDITION)
         with torch.no_grad():
             last = walker.walk(moves[3], noise.draw(3, 0, shape), moves[3].sigmas, tiny_rollout.CONDITION, noise)
-        found[kind] = last.block_BTCHW
-        assert spans == ([9, 3, 3] if kind is FlowWalker else [3, 3, 3, 3, 3])
-    torch.testing.assert_close(found[FlowWalker], found[_OneByOne], rtol=1e-5, atol=1e-5)
+        found[together] = last.block_BTCHW
+        assert spans == ([9, 3, 3] if together == TOGETHER else [3, 3, 3, 3, 3])
+    torch.testing.assert_close(found[TOGETHER], found[1], rtol=1e-5, atol=1e-5)
 
 
 # ---------------------------------------------------------------- a family
@@ -168,20 +169,20 @@ def test_a_checkpoint_may_draft_for_a_family(toy: Path, tmp_path: Path) -> None:
     assert not torch.equal(made(open_packaged(toy, str(path))), made(load(toy)))
 
 
-def test_steps_of_a_card_may_be_a_list(toy: Path, tmp_path: Path) -> None:
-    """The network is told the list, and walks down the levels of the table."""
+@pytest.fixture
+def shifted(toy: Path, tmp_path: Path) -> Path:
+    """The family with a list of timesteps, at a shift of 8."""
     card = json.loads((toy / "card.json").read_text())
     for file in toy.iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "card.json").unlink()
     card["steps"] = {"timesteps": [1000, 757, 522], "shift": 8}
     (tmp_path / "card.json").write_text(json.dumps(card))
-    assert read_card(tmp_path).steps == Listed((1000.0, 757.0, 522.0), 8.0)
-    pipeline = Pipeline(load(tmp_path))
-    _, plan = pipeline.check(Request(PROMPT, 1))
-    assert plan[0].sigmas == Timetable(8).levels([1000, 757, 522])
-    _, plan = pipeline.check(Request(PROMPT, 1, router="target:steps=2,first_steps=1"))
-    assert [move.sigmas for move in plan] == [(1, 0), (1, 8 / 9, 0)]
+    return tmp_path
+
+
+def told_to_networks(pipeline: Pipeline, router: str) -> list[float]:
+    """The timesteps of all passes of a video of one block."""
     told: list[float] = []
     flow = CausalWan._time
 
@@ -191,8 +192,25 @@ def test_steps_of_a_card_may_be_a_list(toy: Path, tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CausalWan, "_time", noting)
-        pipeline.generate(Request(PROMPT, 0.1, router="target"))
-    assert told == [1000, 757, 522]
+        pipeline.generate(Request(PROMPT, 0.1, router=router))
+    return told
+
+
+def test_steps_of_a_card_may_be_a_list(shifted: Path) -> None:
+    """The network is told the list, and walks down the levels of the table."""
+    assert read_card(shifted).steps == Listed((1000.0, 757.0, 522.0), 8.0)
+    pipeline = Pipeline(load(shifted))
+    _, plan = pipeline.check(Request(PROMPT, 1))
+    assert plan[0].sigmas == Timetable(8).levels([1000, 757, 522])
+    _, plan = pipeline.check(Request(PROMPT, 1, router="target:steps=2,first_steps=1"))
+    assert [move.sigmas for move in plan] == [(1, 0), (1, 8 / 9, 0)]
+    assert told_to_networks(pipeline, "target") == [1000, 757, 522]
+
+
+def test_drafts_of_so_many_passes_walk_the_familys_own_levels(shifted: Path) -> None:
+    """sigma = 8 tau / (1 + 7 tau) at tau = 1, 2/3, 1/3."""
+    told = told_to_networks(Pipeline(load(shifted)), "draft:draft_steps=3")
+    assert told == pytest.approx([1000, 1000 * 16 / 17, 800], rel=1e-6)
 
 
 def test_judges_of_blocks_come_with_their_family(toy: Path, tmp_path: Path) -> None:

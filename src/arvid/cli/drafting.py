@@ -25,7 +25,7 @@ from arvid.cli.report import Row, head
 from arvid.evals import judges
 from arvid.evals.judges import Drafted
 from arvid.evals.speculation import draw_prompts
-from arvid.pipeline import POSITIONS_AS_TRAINED, Family, Pipeline, Request
+from arvid.pipeline import POSITIONS_AS_TRAINED, Family, Pipeline, Request, shift_of
 from arvid.rollout.flow import FlowWalker
 from arvid.rollout.judging import Routing
 from arvid.rollout.loop import rollout
@@ -102,7 +102,8 @@ class Beside:
         seconds: dict[str, float] = {}
         for walker in (self.target, self.drafter):
             walker.catch_up(noise)  # it is due in any case, so no judge is charged for it
-        sigmas = few_step(self.asked.draft_steps) if self.asked.draft_steps else move.sigmas
+        steps, shift = self.asked.draft_steps, shift_of(self.family.card)
+        sigmas = few_step(steps, shift) if steps else move.sigmas
         draft = self.drafter.walk(move, x_BTCHW, sigmas, condition, noise)
         checks = {}
         for level in self.asked.levels:

@@ -31,14 +31,15 @@ class FlowWalker:
     """Denoises blocks with one model. `name` labels its passes in the report. With `reach` it forgets pending blocks
     that can no longer act on any block to come; without, all of them wait. With `riding`, pending blocks that stand
     right before a block are written by that block's first pass, where the past allows it: one pass of twice the tokens
-    instead of two, which pays where a pass costs more than its arithmetic (a small model, a CPU)."""
+    instead of two, which pays where a pass costs more than its arithmetic (a small model, a CPU). At most `together`
+    pending blocks are written in one pass."""
 
     def __init__(
         self, name: str, denoiser: Denoiser, past: Past, step: Step, clock: Clock, reach: Reach | None = None,
-        riding: bool = False,
+        riding: bool = False, together: int = TOGETHER,
     ) -> None:  # fmt: skip
         self.name, self._denoiser, self._past, self._step, self._clock = name, denoiser, past, step, clock
-        self._reach, self._room, self._riding = reach, ROOM, riding
+        self._reach, self._room, self._riding, self._together = reach, ROOM, riding, together
         self._pending: list[Pending] = []
 
     @property
@@ -119,7 +120,7 @@ class FlowWalker:
         self._forget()
         groups: list[list[Pending]] = []
         for entry in self._pending:
-            if groups and len(groups[-1]) < TOGETHER and _joins(groups[-1], entry):
+            if groups and len(groups[-1]) < self._together and _joins(groups[-1], entry):
                 groups[-1].append(entry)
             else:
                 groups.append([entry])

@@ -19,7 +19,7 @@ from arvid.rollout.flow import FlowWalker
 from arvid.rollout.specs import DRAFT, REFINED, REMEDY, REPAIRED, TARGET, VERIFIED, Check, Spec
 from arvid.rollout.stage import Clock
 from arvid.rollout.verify import Checked
-from arvid.samplers.grids import few_step
+from arvid.samplers.grids import SHIFT, few_step
 from arvid.samplers.noise import INITIAL, REFINE
 from arvid.samplers.steps import add_noise
 from arvid.types import Condition, Move, Noise, Proposal
@@ -29,13 +29,15 @@ Shape = tuple[int, int, int, int]
 
 class Speculator:
     """A `Proposer` of two walkers; `shape` is (batch, channels, height, width) of the latents, which live where
-    the condition lives. Without a drafter every block is the target's."""
+    the condition lives. Without a drafter every block is the target's. A draft of a number of passes of its own walks
+    the levels of `shift`, as the plan's do."""
 
     def __init__(
-        self, spec: Spec, target: FlowWalker, drafter: FlowWalker | None, shape: Shape, clock: Clock, seed: int = 0
-    ) -> None:
+        self, spec: Spec, target: FlowWalker, drafter: FlowWalker | None, shape: Shape, clock: Clock, seed: int = 0,
+        shift: float = SHIFT,
+    ) -> None:  # fmt: skip
         self._spec, self._target, self._drafter, self._clock, self._seed = spec, target, drafter, clock, seed
-        self._shape = shape
+        self._shape, self._shift = shape, shift
 
     def propose(self, move: Move, condition: Condition, noise: Noise, rejected: Proposal | None = None) -> Proposal:
         """A draft or the target's block, as the router picks; after a rejection the remedy."""
@@ -61,7 +63,7 @@ class Speculator:
             return replace(self._target.walk(move, x, move.sigmas, condition, noise), source=TARGET)
 
     def _draft(self, drafter: FlowWalker, move: Move, condition: Condition, noise: Noise) -> Proposal:
-        sigmas = few_step(self._spec.draft_steps) if self._spec.draft_steps else move.sigmas
+        sigmas = few_step(self._spec.draft_steps, self._shift) if self._spec.draft_steps else move.sigmas
         with self._clock.measure("draft"):
             x = self._initial(move, condition, noise)
             return replace(drafter.walk(move, x, sigmas, condition, noise), source=DRAFT)
