@@ -207,39 +207,35 @@ def _cosines(earlier_KD: Numbers, now_D: Numbers) -> Numbers:
     return np.asarray(earlier_KD @ now_D, np.float32)
 
 
+def _about(name: str, model: str) -> About:
+    return About(
+        f"{name}_consistency", 1, 0.0, 1.0, "", "model",
+        f"mean cosine (at least 0) of a frame with the one before and with the first, under {model}: over the frames "
+        "of a video, then over videos; the curve is the mean cosine by distance",
+        f"VBench 2311.17982, {name} consistency, as it averages on several ranks",
+    )  # fmt: skip
+
+
 @dataclass(eq=False)
-class SubjectConsistency(Mean):
+class _Consistency(Mean):
+    """How much frames look like the one before and the first, by a model."""
+
+    model: str
+    rate: float = 8.0
+    device: str = "cpu"
+
+    def watch(self, clip: Clip) -> Watcher:
+        """Compare sampled frames with each other."""
+        return _Consistent(stride(clip.fps, self.rate), encoder(self.model, self.device))
+
+
+class SubjectConsistency(_Consistency):
     """How much frames look like the one before and the first, by a DINO model."""
 
-    model: str
-    rate: float = 8.0
-    device: str = "cpu"
-    about = About(
-        "subject_consistency", 1, 0.0, 1.0, "", "model",
-        "mean cosine (at least 0) of a frame with the one before and with the first, under DINO: over the frames of a "
-        "video, then over videos; the curve is the mean cosine by distance",
-        "VBench 2311.17982, subject consistency, as it averages on several ranks",
-    )  # fmt: skip
-
-    def watch(self, clip: Clip) -> Watcher:
-        """Compare sampled frames with each other."""
-        return _Consistent(stride(clip.fps, self.rate), encoder(self.model, self.device))
+    about = _about("subject", "DINO")
 
 
-@dataclass(eq=False)
-class BackgroundConsistency(Mean):
+class BackgroundConsistency(_Consistency):
     """How much frames look like the one before and the first, by a CLIP model."""
 
-    model: str
-    rate: float = 8.0
-    device: str = "cpu"
-    about = About(
-        "background_consistency", 1, 0.0, 1.0, "", "model",
-        "mean cosine (at least 0) of a frame with the one before and with the first, under CLIP: over the frames of a "
-        "video, then over videos; the curve is the mean cosine by distance",
-        "VBench 2311.17982, background consistency, as it averages on several ranks",
-    )  # fmt: skip
-
-    def watch(self, clip: Clip) -> Watcher:
-        """Compare sampled frames with each other."""
-        return _Consistent(stride(clip.fps, self.rate), encoder(self.model, self.device))
+    about = _about("background", "CLIP")
