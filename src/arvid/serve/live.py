@@ -191,13 +191,18 @@ class Live:
     def _back(self, block: int, prompt: str = "", seed: int | None = None, how: str = "recache") -> int:
         self._direction.back(block, prompt, seed, how)
         self._filmed()
-        self.record.cut(block)
+        self._forget(block, self.record.version + 1)
+        return block
+
+    def _forget(self, block: int, version: int) -> None:
+        """Forget what was made from a block on; the record without it is of that version."""
+        while self.record.version < version:
+            self.record.cut(block)
         del self._ends[block + 1 :]
         with self._lock:
             self._cut = block if self._cut is None else min(self._cut, block)
             begins = self._ends[-1] / self.fragments.fps
             self.playhead, self.sent = min(self.playhead, begins), min(self.sent, begins)
-        return block
 
     # ------------------------------------------------------------ the viewer (its own thread)
 

@@ -124,13 +124,7 @@ class Mirror(Live):
         """Blocks are forgotten from one on, which makes a version with that number."""
         if self.closed:
             return
-        while self.record.version < version:
-            self.record.cut(block)
-        del self._ends[block + 1 :]
-        with self._lock:
-            self._cut = block if self._cut is None else min(self._cut, block)
-            begins = self._ends[-1] / self.fragments.fps
-            self.playhead, self.sent = min(self.playhead, begins), min(self.sent, begins)
+        self._forget(block, version)
         self.changed()
         self._say()
 
