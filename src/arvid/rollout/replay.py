@@ -108,15 +108,23 @@ class Timed:
 
     def __init__(self, denoiser: Denoiser, timesteps: tuple[float, ...], table: Timetable) -> None:
         self._denoiser = denoiser
-        self._pairs = tuple(zip(table.levels(timesteps)[:-1], timesteps, strict=True))
+        self._levels_S = torch.tensor(table.levels(timesteps)[:-1], dtype=torch.float64)
+        self._told_S = torch.tensor(timesteps, dtype=torch.float64) / TRAIN_STEPS
+        self._there = self._levels_S, self._told_S
 
     def __call__(self, z_BTCHW: Tensor, sigma_BT: Tensor, condition: Condition, view: View, span: Span) -> Estimate:
         """As the wrapped one; the levels arrive in fp64, so that 1000 sigma is the timestep to its last digit."""
-        told_BT = sigma_BT.double()
-        for sigma, timestep in self._pairs:
-            here_BT = sigma_BT == torch.tensor(sigma, dtype=sigma_BT.dtype, device=sigma_BT.device)
-            told_BT = torch.where(here_BT, timestep / TRAIN_STEPS, told_BT)
+        levels_S, told_S = self._beside(sigma_BT)
+        here_BTS = sigma_BT[..., None] == levels_S
+        told_BT = torch.where(here_BTS.any(-1), (here_BTS * told_S).sum(-1), sigma_BT.double())
         return self._denoiser(z_BTCHW, told_BT, condition, view, span)
+
+    def _beside(self, sigma_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """The levels as `sigma_BT` would hold them and what is told at each, where it is; moved once, since moving them
+        in every pass would make the host wait for a GPU."""
+        if (self._there[0].dtype, self._there[0].device) != (sigma_BT.dtype, sigma_BT.device):
+            self._there = self._levels_S.to(sigma_BT), self._told_S.to(sigma_BT.device)
+        return self._there
 
 
 class Constant:
