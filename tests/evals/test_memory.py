@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -36,10 +37,8 @@ def test_no_policy_is_left_out() -> None:
     assert {name for name, rule in memory.RULES.items() if rule.control} == {"full", "window", "random"}
 
 
-@pytest.mark.parametrize("budget", BUDGETS)
-@pytest.mark.parametrize("policy", BOUNDED)
-def test_every_head_of_every_layer_sees_the_budget_and_no_more(policy: str, budget: int) -> None:
-    """Tokens on view once the past has long been full, counted by a layer that is not turned."""
+def in_sight(policy: str, budget: int) -> Iterator[torch.Tensor]:
+    """Frames' worth of tokens that each head of a layer sees, layer by layer, once the past has long been full."""
     cell = memory.cell(policy, budget, memory.OWN, 21)
     past = remember(build(cell.past, POLICIES, "past"), BLOCK, build(cell.positions, POSITIONS, "positions"))
     advance(past, 0, 40)
@@ -50,7 +49,14 @@ def test_every_head_of_every_layer_sees_the_budget_and_no_more(policy: str, budg
         assert seen is not None
         heads = seen.keys.shape[2]
         looking = torch.ones(heads, seen.keys.shape[1]) if seen.bias is None else seen.bias[:, 0].isfinite().float()
-        tokens = looking.expand(heads, -1).sum(1) / each
+        yield looking.expand(heads, -1).sum(1) / each
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("policy", BOUNDED)
+def test_every_head_of_every_layer_sees_the_budget_and_no_more(policy: str, budget: int) -> None:
+    """Counted by layers that are not turned."""
+    for tokens in in_sight(policy, budget):
         assert tokens.max() <= budget
         assert tokens.min() >= budget - 1.01, "packs come three frames at a time, segments a frame's worth"
 
@@ -97,7 +103,8 @@ def test_the_grid_is_every_policy_at_every_budget_under_all_positions_once() -> 
 @pytest.mark.parametrize("budget", [4, 5, 7, 20, 30])
 def test_other_budgets_are_possible_too(budget: int) -> None:
     for policy in BOUNDED:
-        build(memory.cell(policy, budget, "own", 21).past, POLICIES, "past")
+        for tokens in in_sight(policy, budget):
+            assert tokens.min() > 0 and tokens.max() <= budget
 
 
 # ---------------------------------------------------------------- marks

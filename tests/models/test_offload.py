@@ -4,47 +4,24 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from arvid.layers.quantise import quantise
 from arvid.models.offload import Offload, offload
-from arvid.models.wan.transformer import CausalWan, WanConfig
-from arvid.types import Condition, Span
-from oracles.dense_wan import CFG, weights
+from arvid.models.wan.transformer import CausalWan
+from arvid.types import Condition
+from oracles import tiny_wan
+from oracles.dense_wan import CFG
+from oracles.tiny_wan import flow
 
 LAYERS = 5
 CPU = torch.device("cpu")
-
-
-class Nothing:
-    """A view of no past."""
-
-    frames = ()
-
-    def read(self, layer: int, rotate: Any) -> None:
-        return None
-
-    def mask(self, frames: tuple[int, ...]) -> None:
-        return None
-
-
-def model(dtype: torch.dtype = torch.float32, width: int = 48) -> CausalWan:
-    cfg = {**CFG, "dim": width, "ffn_dim": 2 * width, "num_layers": LAYERS}
-    made = CausalWan(WanConfig(**cfg))
-    made.load_state_dict(weights(cfg))
-    return made.to(dtype).eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def flow(made: CausalWan, condition: Condition | None = None) -> Tensor:
-    draw = torch.Generator().manual_seed(1)
-    text = torch.randn(1, CFG["text_len"], CFG["text_dim"], generator=draw)
-    z = torch.randn(1, 3, CFG["in_dim"], 8, 8, generator=draw)
-    return made(z, torch.full((1, 3), 0.6), condition or Condition("", text), Nothing(), Span(0, 3)).flow_BTCHW
+model = partial(tiny_wan.model, layers=LAYERS)
 
 
 def computing(made: CausalWan, running: Offload) -> list[tuple[int, int]]:

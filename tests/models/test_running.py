@@ -36,45 +36,14 @@ from arvid.models.running import (
     packable,
 )
 from arvid.models.tae import TAEConfig, TinyAutoencoder
-from arvid.models.wan.transformer import CausalWan, WanConfig
+from arvid.models.wan.transformer import CausalWan
 from arvid.pipeline import Pipeline, Request, load
 from arvid.types import Candidate, Condition, Estimate, Span
 from oracles import toy_family
-from oracles.dense_wan import CFG, weights
+from oracles.tiny_wan import SPAN, Nothing, asked, flow
+from oracles.tiny_wan import model as tiny
 
 CPU, META = torch.device("cpu"), torch.device("meta")
-SPAN = Span(0, 3)
-
-
-class Nothing:
-    """A view of no past."""
-
-    frames = ()
-
-    def read(self, layer: int, rotate: Any) -> None:
-        return None
-
-    def mask(self, frames: tuple[int, ...]) -> None:
-        return None
-
-
-def tiny(dtype: torch.dtype = torch.float32, width: int = 48) -> CausalWan:
-    cfg = {**CFG, "dim": width, "ffn_dim": 2 * width}
-    model = CausalWan(WanConfig(**cfg))
-    model.load_state_dict(weights(cfg))
-    return model.to(dtype).eval().requires_grad_(False)
-
-
-def asked() -> tuple[Tensor, Tensor, Condition]:
-    draw = torch.Generator().manual_seed(1)
-    text = torch.randn(1, CFG["text_len"], CFG["text_dim"], generator=draw)
-    return torch.randn(1, 3, CFG["in_dim"], 8, 8, generator=draw), torch.full((1, 3), 0.6), Condition("words", text)
-
-
-@torch.no_grad()
-def flow(model: CausalWan) -> Tensor:
-    z, sigma, condition = asked()
-    return model(z, sigma, condition, Nothing(), SPAN).flow_BTCHW
 
 
 # ---------------------------------------------------------------- packed, compiled, quantised
