@@ -128,6 +128,22 @@ def test_what_a_server_is_set_up_with(arvid: Type, toy: Path, tmp_path: Path, be
     assert isinstance(made, Pipeline) and made.family.card.name == "embedded-toy"
 
 
+def test_the_engine_of_this_process_times_its_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    houses: list[Any] = []
+
+    class Noted:
+        def __init__(self, house: Any, host: str, port: int) -> None:
+            houses.append(house)
+
+        def run(self, sockets: Any) -> None:
+            """Ends at once."""
+
+    monkeypatch.setattr("arvid.serve.app.Server", Noted)
+    with serve.listening("127.0.0.1", 0) as listens:
+        serve.run_here(Settings(lambda: None, Place(tmp_path)), listens)  # type: ignore[arg-type, return-value]
+    assert houses[0].engine._speed is serve.speed
+
+
 def test_the_timing_record_of_a_job_is_that_of_the_other_commands() -> None:
     from types import SimpleNamespace
 

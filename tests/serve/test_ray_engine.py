@@ -11,7 +11,7 @@ import pickle
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import pytest
 from safetensors.torch import load as load_tensors
 from torch import equal
 
-from arvid.pipeline import Pipeline, Request, load
+from arvid.pipeline import Family, Pipeline, Request, load
 from arvid.serve.app import Server, Settings
 from arvid.serve.cluster.engine import build
 from arvid.serve.cluster.options import Replicas, Workers
@@ -104,10 +104,15 @@ def opened(family: Path) -> Pipeline:
         return Pipeline(load(family))
 
 
+def timed(request: Request, family: Family, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A timing record that says whose it is."""
+    return {"seed": request.seed, "blocks": len(rows)}
+
+
 @pytest.fixture(scope="module")
 def deploy(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> NearDeploy:
     root = tmp_path_factory.mktemp("cluster")
-    deploy = NearDeploy(partial(opened, toy), str(root), Limits(save_seconds=0.0))
+    deploy = NearDeploy(partial(opened, toy), str(root), Limits(save_seconds=0.0), timed)
     deploy.root = root  # type: ignore[attr-defined]
     return deploy
 
@@ -154,7 +159,10 @@ def test_jobs_are_spread_and_make_what_the_pipeline_makes(cluster: Running, toy:
     videos = [asked(cluster, arvid={"seed": seed}) for seed in range(5)]
     pipeline = opened(toy)
     for seed, video in enumerate(videos):
-        assert equal(latents_of(cluster, video), pipeline.generate(Request(PROMPT, 1, seed)).latents_BTCHW)
+        made = pipeline.generate(Request(PROMPT, 1, seed))
+        assert equal(latents_of(cluster, video), made.latents_BTCHW)
+        told = json.loads(ask(cluster.address, f"/v1/videos/{video}/content?variant=report")[2])
+        assert told["speed"] == {"seed": seed, "blocks": len(made.blocks)}
     report = ask(cluster.address, "/metrics")[2].decode()
     assert 'arvid_jobs_ended_total{status="completed"} 5.0' in report and "arvid_replicas 2.0" in report
     assert 'arvid_frames_total{kind="job"} 85.0' in report and "arvid_queue_jobs 0.0" in report

@@ -131,12 +131,13 @@ def server_of(
 
 
 def _put_up(replicas: Replicas, opener: Opener, quiet: bool, settings: Settings) -> House:
+    from arvid.cli.serve import speed
     from arvid.serve.cluster import joining
     from arvid.serve.cluster.deploying import ServeDeploy
     from arvid.serve.cluster.engine import build
 
     joining.join(quiet)
-    return build(settings, replicas.replicas, ServeDeploy(opener, settings.place, settings.limits, replicas))
+    return build(settings, replicas.replicas, ServeDeploy(opener, settings.place, settings.limits, replicas, speed))
 
 
 def absolute(name: str) -> str:

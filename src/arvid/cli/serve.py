@@ -113,10 +113,11 @@ def run_here(settings: Settings, listens: socket.socket, far: Callable[[Settings
     """Serve from this process until a signal ends it; `far` puts a server together whose blocks are made elsewhere.
     Raises what kept its engine from going on."""
     from arvid.serve.app import Server, build
+    from arvid.serve.engine import Engine
     from arvid.serve.logs import say
 
-    house, (host, port) = (far or build)(settings), listens.getsockname()[:2]
-    house.engine.speed = speed
+    house = far(settings) if far else build(settings, partial(Engine, settings.open_pipeline, speed=speed))
+    host, port = listens.getsockname()[:2]
     say("listening", address=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
     try:
         Server(house, host, port).run([listens])

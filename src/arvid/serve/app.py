@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -55,11 +56,16 @@ class Settings:
     drafters: tuple[str, ...] = ()
 
 
-def build(settings: Settings) -> House:
-    """The parts of a server. Raises ValueError when the database cannot be used."""
+Make = Callable[[Store, Place, Limits, Metrics], Engine]
+"""What makes the engine of a server."""
+
+
+def build(settings: Settings, make: Make | None = None) -> House:
+    """The parts of a server; `make` is for an engine other than the plain one. Raises ValueError when the database
+    cannot be used."""
     store, metrics = Store(settings.database or settings.place.database, settings.place.name), Metrics()
-    engine = Engine(settings.open_pipeline, store, settings.place, settings.limits, metrics)
-    metrics.gauge("arvid_device_memory_bytes", "Tensors on GPUs.", device_memory)
+    engine = (make or partial(Engine, settings.open_pipeline))(store, settings.place, settings.limits, metrics)
+    metrics.gauge("arvid_device_memory_bytes", "Tensors on GPUs of this process.", device_memory)
     return House(
         engine, store, settings.place, Gate(store, settings.locked, settings.anybody), metrics, settings.limits,
         settings.origins, settings.hosts, settings.models, settings.drafters,

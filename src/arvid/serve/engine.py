@@ -54,18 +54,18 @@ Given = TypeVar("Given")
 
 class Engine:
     """See the module. `open_pipeline` is called by the thread; `pipeline` is None until it is loaded, `warm` false
-    until it has made a video, `failure` what kept it from either."""
+    until it has made a video, `failure` what kept it from either. `speed` times the jobs."""
 
     def __init__(
-        self, open_pipeline: Callable[[], Pipeline], store: Store, place: Place, limits: Limits, metrics: Metrics
-    ) -> None:
+        self, open_pipeline: Callable[[], Pipeline], store: Store, place: Place, limits: Limits, metrics: Metrics,
+        speed: Speed = untimed,
+    ) -> None:  # fmt: skip
         self._open, self._limits, self._metrics, self._place = open_pipeline, limits, metrics, place
-        self._books = Books(store, place, metrics)
+        self._books, self._speed = Books(store, place, metrics), speed
         self.pipeline: Pipeline | None = None
         self.warm = False
         self.failure: Exception | None = None
         self.on_failure: Callable[[], None] = lambda: None
-        self.speed: Speed = untimed
         self.lives: dict[str, Live] = {}
         self._tasks: list[Task] = []
         self._since_job, self._look = 0, True
@@ -261,7 +261,7 @@ class Engine:
             if job.attempts > self._limits.attempts:
                 self._books.failed(job, OURS, f"the server ended {job.attempts - 1} times while it made this video")
                 continue
-            task = Task(job, pipeline, self._books, self._hands, self._limits.save_seconds, self.wake, self.speed)
+            task = Task(job, pipeline, self._books, self._hands, self._limits.save_seconds, self.wake, self._speed)
             self._tasks.append(task)
             return task
         return None

@@ -21,6 +21,7 @@ from arvid.serve.cluster.options import Replicas
 from arvid.serve.cluster.relay import PATIENCE, Event
 from arvid.serve.cluster.replica import Replica
 from arvid.serve.limits import Limits
+from arvid.serve.making import Speed, untimed
 from arvid.serve.place import Place
 
 ONGOING = 1000
@@ -53,8 +54,11 @@ class ServeDeploy:
     so that a server that begins again removes those that another left, and none is used twice: handles remember that an
     application is gone."""
 
-    def __init__(self, open_pipeline: Callable[[], Pipeline], place: Place, limits: Limits, replicas: Replicas) -> None:
-        self._given = (open_pipeline, str(place.root), limits)
+    def __init__(
+        self, open_pipeline: Callable[[], Pipeline], place: Place, limits: Limits, replicas: Replicas,
+        speed: Speed = untimed,
+    ) -> None:  # fmt: skip
+        self._given = (open_pipeline, str(place.root), limits, speed)
         self._name = f"arvid-{place.name[:12]}"
         self._options = actor_options(replicas)
         self._lock = threading.Lock()

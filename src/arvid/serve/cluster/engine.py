@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from arvid.pipeline import Pipeline, Request
@@ -28,7 +28,7 @@ from arvid.serve.house import House
 from arvid.serve.limits import Limits
 from arvid.serve.live import Live
 from arvid.serve.logs import say
-from arvid.serve.metrics import Metrics, device_memory
+from arvid.serve.metrics import Metrics
 from arvid.serve.place import Place
 from arvid.serve.record import Record
 from arvid.serve.refusals import LIMITED, OURS, Refused
@@ -166,7 +166,4 @@ class RayEngine(Engine):
 
 def build(settings: Settings, replicas: int, deploy: Deploy) -> House:
     """The parts of a server whose blocks are made by replicas."""
-    house, metrics = build_here(settings), Metrics()
-    engine = RayEngine(replicas, deploy, house.store, house.place, house.limits, metrics)
-    metrics.gauge("arvid_device_memory_bytes", "Tensors on GPUs of this process.", device_memory)
-    return replace(house, engine=engine, metrics=metrics)
+    return build_here(settings, partial(RayEngine, replicas, deploy))

@@ -25,6 +25,7 @@ from arvid.pipeline import Family, Pipeline, Request
 from arvid.serve.cluster.relay import Event, Numbers, Outbox, Room, Slips, Tap
 from arvid.serve.engine import Engine
 from arvid.serve.limits import Limits
+from arvid.serve.making import Speed, untimed
 from arvid.serve.protocol import Control
 from arvid.serve.store import QUEUED, Job
 
@@ -64,14 +65,16 @@ def shell(family: Family) -> Family:
 class Replica:
     """See the module. `root` is the server's data directory, as this machine sees it."""
 
-    def __init__(self, open_pipeline: Callable[[], Pipeline], root: str, limits: Limits) -> None:
+    def __init__(
+        self, open_pipeline: Callable[[], Pipeline], root: str, limits: Limits, speed: Speed = untimed
+    ) -> None:
         self._own = Path(tempfile.mkdtemp(prefix="arvid-replica-"))
         self._outbox, self._taps = Outbox(), dict[str, Tap]()
         self._slips = Slips(self._own, self._outbox)
         # How long a session waits for somebody and how many there may be is the server's to say.
         ours = replace(limits, idle_seconds=FOREVER, sessions=MANY)
         room = Room(Path(root), self._own)
-        self._engine = Engine(open_pipeline, self._slips, room, ours, Numbers(self._outbox))
+        self._engine = Engine(open_pipeline, self._slips, room, ours, Numbers(self._outbox), speed)
         self._engine.start()
 
     # ------------------------------------------------------------ coming and going
