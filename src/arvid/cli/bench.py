@@ -6,6 +6,7 @@ Knows: arguments and files. Does not know: how a run goes (`cli.bench_speculatio
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +14,6 @@ import typer
 
 from arvid.cli import bench_comparison, bench_judges, bench_memory, bench_serve, bench_training, options
 from arvid.cli.eval import check_place
-
-STOPPED = 130
 
 app = typer.Typer(help="Measure speed and quality.", no_args_is_help=True)
 
@@ -66,22 +65,15 @@ def speculation(
     # What is heavy is imported when it is needed: `arvid --help` answers at once.
     from arvid.cli import bench_speculation as running
     from arvid.cli import families
+    from arvid.cli.report import leave, nothing
+    from arvid.evals import page
 
     wanted = running.Wanted(prompts, seeds, seconds, named, level_numbers(levels), quick)
     families.set_up(threads)
     report, videos = running.Bench(families.open_pipeline(model, "", device), wanted, begin).run()
     if not videos:
-        typer.echo("interrupted before every policy had made one video; nothing to report", err=True)
-        raise typer.Exit(STOPPED)
-    if json_file:
-        running.write(json_file, running.as_text(report))
-    if html_file:
-        from arvid.evals import page
-
-        running.write(html_file, page.render(report, videos))
-    running.show(report)
-    if report["config"]["interrupted"]:
-        raise typer.Exit(STOPPED)
+        nothing("every policy had made one video")
+    leave(report, ((json_file, running.as_text), (html_file, partial(page.render, videos=videos))), running.show)
 
 
 @app.command("family")
@@ -144,7 +136,7 @@ def engine(
 
     from arvid.cli import bench_engine as running
     from arvid.cli import engine_table, families
-    from arvid.cli.report import write_report
+    from arvid.cli.report import as_json, leave
     from arvid.models.placement import Placement
 
     families.set_up(threads)
@@ -152,12 +144,7 @@ def engine(
     wanted = running.Wanted(
         tuple(model or ()), tuple(window or ()), tuple(how or ()), blocks, seed, quick, forced, note
     )  # fmt: skip
-    report = running.Bench(wanted, where).run(profile)
-    if json_file:
-        write_report(report, json_file)
-    engine_table.show(report)
-    if report["config"]["interrupted"]:
-        raise typer.Exit(STOPPED)
+    leave(running.Bench(wanted, where).run(profile), ((json_file, as_json),), engine_table.show)
 
 
 app.command("memory")(bench_memory.memory)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from arvid.cli import options
-from arvid.cli.places import whole, writable
+from arvid.cli.places import writable, write
 
 if TYPE_CHECKING:
     from arvid.evals.suites import Suite
@@ -76,8 +76,7 @@ def comparison(
     warmed = make(pipeline, work)
     found = [measure(work, name, suite, device) for name, suite in work.suites().items()]
     for part in found:
-        with whole(results / f"comparison-{part.name}.html") as path:
-            path.write_text(page(part), encoding="utf-8")
+        write(results / f"comparison-{part.name}.html", page(part))
     write_report(
         report_of(pipeline, work, {"weights_sha256": weights, "warm_up_s": warmed}, found), results / "comparison.json"
     )
@@ -131,8 +130,7 @@ def check_folder(folder: Path, family: Path) -> str:
     if note.is_file() and json.loads(note.read_text(encoding="utf-8"))["sha256"] != mine:
         raise ValueError(f"{folder} holds videos by other weights; remove it, or name another --folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with whole(note) as part:
-        part.write_text(json.dumps({"sha256": mine}) + "\n", encoding="utf-8")
+    write(note, json.dumps({"sha256": mine}) + "\n")
     return mine
 
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from arvid.cli import bench_engine as engine
 from arvid.cli import families
+from arvid.cli.places import stdout
 from arvid.cli.report import Row, head, write_report
 from arvid.models.placement import Placement
 
@@ -71,9 +71,7 @@ def measured(model: str, device: torch.device, quick: bool, seed: int) -> Row:
 
 def show(report: Row) -> None:
     """The table on stdout."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
+    console = stdout(WIDTH)
     config = report["config"]
     wide, high = config["size"]
     title = f"{config['target']} and {config['drafter']} with random weights, {wide}x{high}, {config['clock']} time"

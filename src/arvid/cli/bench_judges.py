@@ -7,14 +7,15 @@ Knows: arguments, judges that are lent to a family, files of results. Does not k
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from arvid.cli import options
 from arvid.cli.eval import check_place
 
-STOPPED = 130
+if TYPE_CHECKING:
+    from arvid.pipeline import Family
 
 
 def judges(
@@ -45,42 +46,38 @@ def judges(
     for path in filter(None, (json_file, text_file, picture)):
         check_place(path)
     # What is heavy is imported when it is needed: `arvid --help` answers at once.
-    from dataclasses import replace
-
     from arvid.cli import drafting, families
     from arvid.cli.bench import level_numbers
-    from arvid.cli.places import whole
-    from arvid.cli.report import write_report
+    from arvid.cli.report import as_json, leave, nothing
     from arvid.evals import judges as table
     from arvid.pipeline import Pipeline
-    from arvid.rewards.block import BlockJudge
-    from arvid.rewards.latent import LatentJudge
-    from arvid.types import BlockReward
 
     asked = drafting.Asked(
         prompts, level_numbers(levels), seconds, draft_steps, noise_levels(verify), good, seed
     )  # fmt: skip
     families.set_up(threads)
     family = families.open_pipeline(model, "", device).family
+    report = drafting.run(Pipeline(_lent(family, latent, block)), asked)
+    if not report["rows"]:
+        nothing("a prompt was finished")
+    files = ((text_file, table.markdown), (picture, table.curves), (json_file, as_json))
+    leave(report, files, lambda report: typer.echo(table.markdown(report), nl=False))
+
+
+def _lent(family: Family, latent: Path | None, block: Path | None) -> Family:
+    """A family with judges of blocks that it lacks, from their directories."""
+    from dataclasses import replace
+
+    from arvid.rewards.block import BlockJudge
+    from arvid.rewards.latent import LatentJudge
+    from arvid.types import BlockReward
+
     lent: dict[str, BlockReward] = {}
     if latent:
         lent["latent"] = LatentJudge.load(latent).to(family.device)
     if block:
         lent["block"] = BlockJudge.load(block).to(family.device)
-    report = drafting.run(Pipeline(replace(family, judges={**family.judges, **lent})), asked)
-    if not report["rows"]:
-        typer.echo("interrupted before a prompt was finished; nothing to report", err=True)
-        raise typer.Exit(STOPPED)
-    text = table.markdown(report)
-    for place, content in ((text_file, text), (picture, table.curves(report))):
-        if place:
-            with whole(place) as part:
-                part.write_text(content, encoding="utf-8")
-    if json_file:
-        write_report(report, json_file)
-    typer.echo(text, nl=False)
-    if report["config"]["interrupted"]:
-        raise typer.Exit(STOPPED)
+    return replace(family, judges={**family.judges, **lent})
 
 
 def noise_levels(text: str) -> tuple[float, ...]:

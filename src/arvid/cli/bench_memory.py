@@ -14,8 +14,6 @@ import typer
 from arvid.cli import options
 from arvid.cli.eval import check_place
 
-STOPPED = 130
-
 
 def memory(
     policies: Annotated[
@@ -52,6 +50,7 @@ def memory(
     from arvid.cli import memory_run as running
     from arvid.cli.bench import level_numbers
     from arvid.cli.bench_training import numbers
+    from arvid.cli.report import STOPPED
 
     default = running.Wanted()
     named = tuple(filter(None, (name.strip() for name in policies.split(",")))) or default.policies
@@ -82,7 +81,7 @@ def memory(
 def _leave(report: dict[str, Any], json_file: Path | None, html_file: Path | None) -> None:
     """Files and tables, unless nothing was measured."""
     from arvid.cli import memory_table
-    from arvid.cli.bench_speculation import write
+    from arvid.cli.places import write
     from arvid.cli.report import write_report
     from arvid.evals.memory_page import render
 

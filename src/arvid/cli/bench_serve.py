@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from arvid.cli import options
-from arvid.cli.places import whole, writable
+from arvid.cli.places import writable, write
 
 if TYPE_CHECKING:
     from arvid.cli.serve_load import Api, Wanted
@@ -86,8 +86,7 @@ def serve(
     if json_file:
         write_report(report, json_file)
     if html_file:
-        with whole(html_file) as part:
-            part.write_text(serve_numbers.rendered(report), encoding="utf-8")
+        write(html_file, serve_numbers.rendered(report))
     if report["totals"]["errors"] or report["totals"]["jobs"]["lost"]:
         raise typer.Exit(1)
 

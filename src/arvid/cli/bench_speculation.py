@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from arvid.cli import families
-from arvid.cli.places import whole
+from arvid.cli.places import stdout
 from arvid.cli.report import conditions, head
 from arvid.evals import speculation, summary, timing
 from arvid.evals.speculation import BlockRun, Calibration, Run, Video, Work
@@ -218,12 +217,6 @@ def as_text(report: dict[str, Any]) -> str:
     return above.removesuffix('"videos": []\n}') + f'"videos": [\n  {lines}\n ]\n}}\n'
 
 
-def write(path: Path, text: str) -> None:
-    """A whole file or none."""
-    with whole(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
 def _progress() -> Progress:
     """Refreshed by hand, between videos: no thread of its own disturbs what is timed."""
     return Progress(
@@ -234,9 +227,7 @@ def _progress() -> Progress:
 
 def show(report: dict[str, Any]) -> None:
     """The table and the claims on stdout."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
+    console = stdout(WIDTH)
     config = report["config"]
     table = Table(
         title=f"{config['model']}: {config['prompts']} prompts, {config['seeds']} seeds, {config['seconds']} s"

@@ -14,8 +14,6 @@ import typer
 from arvid.cli import options
 from arvid.cli.eval import check_place
 
-STOPPED = 130
-
 
 def training(
     checkpoints: Annotated[
@@ -46,8 +44,7 @@ def training(
     from arvid.cli import checkpoints as running
     from arvid.cli import families
     from arvid.cli.bench import level_numbers
-    from arvid.cli.places import whole
-    from arvid.cli.report import write_report
+    from arvid.cli.report import as_json, leave, nothing
     from arvid.evals import training as table
     from arvid.evals import training_page
 
@@ -58,18 +55,9 @@ def training(
     families.set_up(threads)
     report = running.run(families.open_pipeline(model, "", device), asked.quickly() if quick else asked)
     if not report["rows"]:
-        typer.echo("interrupted before a row was finished; nothing to report", err=True)
-        raise typer.Exit(STOPPED)
-    text = table.markdown(report)
-    for place, content in ((text_file, text), (html_file, training_page.render(report))):
-        if place:
-            with whole(place) as part:
-                part.write_text(content, encoding="utf-8")
-    if json_file:
-        write_report(report, json_file)
-    typer.echo(text, nl=False)
-    if report["config"]["interrupted"]:
-        raise typer.Exit(STOPPED)
+        nothing("a row was finished")
+    files = ((text_file, table.markdown), (html_file, training_page.render), (json_file, as_json))
+    leave(report, files, lambda report: typer.echo(table.markdown(report), nl=False))
 
 
 def numbers(text: str, option: str, least: int) -> tuple[int, ...]:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from arvid.cli.eval import WIDTH, check_place
-from arvid.cli.places import whole
+from arvid.cli.places import stdout, write
 
 Row = dict[str, Any]
 
@@ -49,8 +48,7 @@ def compare(
 
         homes = {id(row): path.parent for path, report in zip(reports, held, strict=True) for row in report["clips"]}
         text = gallery.render(held, labels, compared, lambda row: _find(row, homes[id(row)]), (x, y))
-        with whole(html_file) as part:
-            part.write_text(text, encoding="utf-8")
+        write(html_file, text)
     show(compared)
 
 
@@ -74,9 +72,7 @@ def _find(row: Row, home: Path) -> Path | None:
 
 def show(compared: Row) -> None:
     """The table and the findings on stdout."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
+    console = stdout(WIDTH)
     table = Table(title=f"{compared['pairs']} pairs; differences to {compared['names'][0]}")
     table.add_column("metric")
     for name in compared["names"]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from arvid.cli.places import stdout
 
 WIDTH = 128
 """Columns where no terminal says how many there are."""
@@ -17,9 +18,7 @@ Row = dict[str, Any]
 
 def show(report: Row) -> None:
     """The tables on stdout."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
+    console = stdout(WIDTH)
     config = report["config"]
     width, height = config["size"]
     title = f"{width}x{height}, {config['steps']} steps, {config['dtype']}, seconds per block ({config['clock']})"

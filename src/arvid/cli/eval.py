@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from arvid.cli import options
-from arvid.cli.places import Places, writable
+from arvid.cli.places import Places, stdout, writable
 
 if TYPE_CHECKING:
     from arvid.evals.metric import Metric
@@ -244,9 +243,7 @@ def make_case(pipeline: Pipeline, router: str, past: str, scale: int, case: Case
 
 def show(report: Row) -> None:
     """The table on stdout, and why what is not in it was not measured."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
+    console = stdout(WIDTH)
     suite = report["protocol"]["suite"]
     table = Table(title=f"{report['name']}: {len(report['clips'])} videos" + (f", {suite}" if suite else ""))
     table.add_column("metric")

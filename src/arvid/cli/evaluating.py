@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from arvid import spec
-from arvid.cli.places import whole
+from arvid.cli.places import write
 from arvid.cli.report import head, write_report
 from arvid.evals import beside, compare, gallery, run, vbench
 from arvid.evals.clips import Clip, videos_in
@@ -194,5 +194,4 @@ def leave(report: Row, json_file: Path | None, html_file: Path | None) -> None:
     if html_file and report["clips"]:
         names = [report["name"]]
         text = gallery.render([report], names, compare.compare([report], names), lambda row: Path(row["path"]))
-        with whole(html_file) as part:
-            part.write_text(text, encoding="utf-8")
+        write(html_file, text)

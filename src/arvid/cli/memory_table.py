@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rich.console import Console
 from rich.table import Table
 
+from arvid.cli.places import stdout
 from arvid.cli.report import Row
 
 WIDTH = 150
@@ -29,9 +29,7 @@ SWITCHES = (
 
 def show(report: Row) -> None:
     """The tables and the claims on stdout."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
+    console = stdout(WIDTH)
     longest = max((row["horizon"] for row in report["rows"]), default=0)
     far = [row for row in report["rows"] if row["horizon"] == longest]
     if far:

@@ -1,6 +1,6 @@
-"""Where results go: checked before anything runs, written whole or not at all.
+"""Where results go: files, checked before anything runs and written whole or not at all, and the terminal.
 
-Knows: names of files, patterns with {n}, folders. Does not know: what is in the files.
+Knows: names of files, patterns with {n}, folders, what a terminal does not say. Does not know: what is written.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -96,3 +98,15 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write(path: Path, text: str) -> None:
+    """A whole file or none."""
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def stdout(width: int) -> Console:
+    """The terminal; where there is none, `width` columns."""
+    console = Console()
+    return console if console.is_terminal else Console(width=width)

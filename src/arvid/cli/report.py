@@ -13,16 +13,17 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+import typer
 
 from arvid import spec
 from arvid.cli.options import version
-from arvid.cli.places import whole
+from arvid.cli.places import write
 from arvid.evals import timing
 from arvid.models.family import Card
 from arvid.pipeline import Request, describe, described
@@ -30,6 +31,8 @@ from arvid.rollout.routers import ROUTERS
 from arvid.types import Block
 
 SCHEMA = 1
+STOPPED = 130
+"""Exit code of a run that Ctrl-C ended."""
 WORLDS = {"embedded": "shapes"}
 """The world a family was trained on, by the first word of its name."""
 Row = dict[str, Any]
@@ -185,10 +188,31 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def as_json(report: Row) -> str:
+    """A report as indented JSON; numbers that are not finite become null."""
+    return json.dumps(_finite(report), indent=2, ensure_ascii=False) + "\n"
+
+
 def write_report(report: Row, path: Path) -> None:
-    """A report as indented JSON, whole or not at all; numbers that are not finite become null."""
-    with whole(path) as part:
-        part.write_text(json.dumps(_finite(report), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """A report as indented JSON, whole or not at all."""
+    write(path, as_json(report))
+
+
+def leave(report: Row, files: Iterable[tuple[Path | None, Callable[[Row], str]]], show: Callable[[Row], None]) -> None:
+    """The end of a benchmark: its files, each where a place was named for it, and what is shown on stdout. Raises
+    typer.Exit when the run was interrupted."""
+    for path, render in files:
+        if path:
+            write(path, render(report))
+    show(report)
+    if report["config"]["interrupted"]:
+        raise typer.Exit(STOPPED)
+
+
+def nothing(before: str) -> NoReturn:
+    """The end of a benchmark that was interrupted before there was anything to report. Raises typer.Exit."""
+    typer.echo(f"interrupted before {before}; nothing to report", err=True)
+    raise typer.Exit(STOPPED)
 
 
 def _finite(value: Any) -> Any:

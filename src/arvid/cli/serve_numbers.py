@@ -16,20 +16,14 @@ LOOKS = 10
 """Fewer looks at the memory say nothing about its growth."""
 MOST_ERRORS = 100
 Row = dict[str, Any]
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>arvid bench serve</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; }
-td, th { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top; }
-svg { max-width: 100%; height: auto; }
-</style>
-</head>
-<body>
+PAGE = """{% extends "frame.html" %}
+{% block title %}arvid bench serve{% endblock %}
+{% block style %}
+  body { max-width: 56rem; }
+  table { font-size: inherit; }
+  th, td { padding: .2rem .9rem .2rem 0; border: 0; text-align: left; vertical-align: top; white-space: normal; }
+{% endblock %}
+{% block body %}
 <h1>{{ report.config.sessions }} viewers and {{ report.config.jobs }} jobs for {{ report.config.seconds }} s</h1>
 <p>{{ report.model }} at {{ report.config.url }}, {{ report.date }}, {{ report.machine.cpu }},
 {{ report.machine.cores }} cores</p>
@@ -45,8 +39,7 @@ svg { max-width: 100%; height: auto; }
 {% for one in report.viewers %}<tr><td>{{ loop.index0 }}</td><td>{{ one.frames }}</td><td>{{ one.first }}</td>
 <td>{{ one.missed }}</td><td>{{ one.waited }}</td><td>{{ one.receipts | length }}</td></tr>
 {% endfor %}</table>
-</body>
-</html>
+{% endblock %}
 """
 
 
@@ -136,10 +129,9 @@ def _words(found: dict[str, float] | None, unit: str = "") -> str:
 
 def rendered(report: Row) -> str:
     """The report as a page with everything in it."""
-    import jinja2
     from matplotlib.figure import Figure
 
-    from arvid.evals.drawing import COLOURS, as_svg, plain
+    from arvid.evals.drawing import COLOURS, PAGES, as_svg, plain
 
     with plain():
         memory = Figure(figsize=(8, 2.6), layout="constrained")
@@ -153,5 +145,4 @@ def rendered(report: Row) -> str:
         axes.hist(taken or [0.0], bins=40, color=COLOURS[0])
         axes.set(xlabel="seconds", ylabel="receipts")
         plots = {"memory": as_svg(memory), "receipts": as_svg(receipts)}
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True)
-    return environment.from_string(PAGE).render(report=report, rows=told(report), **plots)
+    return PAGES.from_string(PAGE).render(report=report, rows=told(report), **plots)

@@ -1,4 +1,5 @@
-"""What pages are made of: plots as SVG, pictures and small videos as data addresses. Everything is in the page itself.
+"""What pages are made of: templates on one frame, plots as SVG, pictures and small videos as data addresses. Everything
+is in the page itself.
 
 Knows: matplotlib figures, PNG, JPEG, WebM. Does not know: which page, which numbers.
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 import av
 import cv2
+import jinja2
 import numpy as np
 from av.video.stream import VideoStream
 from matplotlib import rc_context
@@ -25,6 +27,11 @@ from arvid.evals.clips import Pixels, opened, pictures_of
 PLAYER_HEIGHT, PLAYER_SECONDS = 256, 20.0
 SHEET_FRAMES, SHEET_HEIGHT = 8, 72
 COLOURS = ("#2a78d6", "#eb6834", "#1baa7d", "#8a5cc2", "#b8860b", "#52514e", "#d6418a", "#3aa0a8")
+
+PAGES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
+"""The templates of this folder; those of whole pages extend frame.html."""
 
 
 @contextmanager

@@ -6,15 +6,11 @@ Knows: how a report's rows become plots and tables. Does not know: how anything 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from arvid.evals.drawing import COLOURS, as_svg, plain
+from arvid.evals.drawing import COLOURS, PAGES, as_svg, plain
 from arvid.evals.memory_rows import Row, full_and_best
 
-TEMPLATE = Path(__file__).with_name("memory.html")
 GREY = "#a9a79f"
 OVER_TIME = (
     "Each point is the mean over prompts of one window; of every policy the best budget and positions at the longest "
@@ -25,8 +21,6 @@ BY_BUDGET = "At the longest horizon, at a policy's best positions; the dashed li
 
 def render(report: Mapping[str, Any]) -> str:
     """The page of a report (see docs/long.md) as one self-contained HTML text."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     found: list[Row] = report["rows"]
     shown = full_and_best(found)
     curves = []
@@ -36,7 +30,7 @@ def render(report: Mapping[str, Any]) -> str:
         curves.append(("World score by budget", _by_budget(found), BY_BUDGET))
     for row in report["endurance"]:
         curves.append((f"{row['blocks']} blocks by {row['policy']}", _endured(row), "Medians of equal parts."))
-    return template.render(report=report, curves=curves)
+    return PAGES.get_template("memory.html").render(report=report, curves=curves)
 
 
 def _figure() -> tuple[Any, Any]:

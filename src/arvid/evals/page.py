@@ -7,16 +7,12 @@ measured; it shows the numbers it is given.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from arvid.evals.drawing import as_svg, plain, png
+from arvid.evals.drawing import PAGES, as_svg, plain, png
 from arvid.evals.speculation import Video, router_of
 from arvid.evals.summary import Row, front, is_rival
 
-TEMPLATE = Path(__file__).with_name("page.html")
 SHOWN_POLICIES, SHOWN_PROMPTS = 8, 4
 GROUPS = {
     "target": ("the target alone", "#52514e", "s"),
@@ -30,12 +26,9 @@ GROUPS = {
 def render(report: dict[str, Any], videos: Sequence[Video]) -> str:
     """The page of a report (see docs/benchmark.md) as one self-contained HTML text; `videos` give the pictures."""
     found: list[Row] = report["rows"]
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["group"] = lambda policy: GROUPS[group_of(policy)][1]
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return PAGES.get_template("page.html").render(
         report=report, plot=plot(found), sheets=sheets(videos, shown_policies(found)),
-        best={row["policy"] for row in front(found)},
+        best={row["policy"] for row in front(found)}, colour=lambda policy: GROUPS[group_of(policy)][1],
     )  # fmt: skip
 
 

@@ -5,23 +5,16 @@ Knows: how a report's rows become plots and a table. Does not know: how anything
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from arvid.evals.drawing import COLOURS, as_svg, plain
+from arvid.evals.drawing import COLOURS, PAGES, as_svg, plain
 from arvid.evals.training import COLUMNS, TEXT, Row, cells
-
-TEMPLATE = Path(__file__).with_name("training.html")
 
 
 def render(report: Row) -> str:
     """The page of a report (docs/training.md) as one self-contained HTML text."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     found = [cells(row) for row in report["rows"]]
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return PAGES.get_template("training.html").render(
         report=report, head=COLUMNS, text=TEXT, found=found, scores=plot_scores(report["rows"]),
         errors=plot_errors(report["rows"]),
     )  # fmt: skip
