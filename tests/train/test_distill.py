@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,7 @@ from arvid.recipes import distill
 from arvid.recipes.distill import STAGES, Sizes
 
 TARGET = WanConfig(16, 32, 2, 2, 8, 5, 2, 2, 16)
-SIZES = Sizes(1, 1, 1, 1, levels=2, steps=2, horizon=24, batch=2, critic=1)
+SIZES = Sizes(1, 1, 1, 1, levels=2, horizon=24, batch=2, critic=1)
 
 
 @pytest.fixture
@@ -71,6 +72,17 @@ def test_a_stage_starts_where_it_is_told_to(runs: Path) -> None:
     assert weights(runs, "target-matching").keys() == weights(runs, "target").keys()
     with pytest.raises(ValueError, match=r"start='sketch' begins with neither of target, drafter"):
         STAGES["matching"](runs, replace(SIZES, start="sketch"), print)
+
+
+def test_a_drafter_may_follow_the_targets_flow(runs: Path) -> None:
+    made = []
+    for teacher in ("", "drafter", "target"):
+        shutil.rmtree(runs / "drafter-consistency", ignore_errors=True)
+        STAGES["consistency"](runs, replace(SIZES, start="drafter", teacher=teacher), lambda row: None)
+        made.append(weights(runs, "drafter-consistency"))
+    own, same, targets = made
+    assert all(torch.equal(value, same[key]) for key, value in own.items())
+    assert any(not torch.equal(value, targets[key]) for key, value in own.items())
 
 
 def test_files_among_the_latents_that_are_none_are_left_alone(runs: Path) -> None:

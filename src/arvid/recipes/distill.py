@@ -47,20 +47,21 @@ MADE = "made.json"
 @dataclass(frozen=True)
 class Sizes:
     """How much of everything. `levels` is the number of teacher steps that consistency makes into one pass (the field
-    has 48), `steps` the passes of the few-step model, `horizon` the longest rollout in latent frames, `critic` its
-    steps to one of the student's, `start` the directory in `runs` that a stage starts from (empty: `target`, and what
-    consistency made of it for the stages behind that)."""
+    has 48), and of passes in the rollouts of the other stages; `horizon` the longest rollout in latent frames, `critic`
+    its steps to one of the student's, `start` the directory in `runs` that a stage starts from (empty: `target`, and
+    what consistency made of it for the stages behind that), `teacher` the directory whose flow consistency follows
+    (empty: that of `start`; a drafter may follow the target)."""
 
     consistency_steps: int = 1000
     matching_steps: int = 300
     identity_steps: int = 300
     diffusion_steps: int = 1000
     levels: int = 4
-    steps: int = 4
     horizon: int = 63
     batch: int = 4
     critic: int = 5
     start: str = ""
+    teacher: str = ""
 
 
 # ---------------------------------------------------------------- stages
@@ -78,9 +79,10 @@ def diffusion(runs: Path, sizes: Sizes, report: Report) -> None:
 
 
 def consistency(runs: Path, sizes: Sizes, report: Report) -> None:
-    """Causal consistency distillation of a transformer along its own flow; the teacher is the model as it was."""
+    """Causal consistency distillation of a transformer along its own flow as it was, or along another one's."""
     start = sizes.start or "target"
-    model, teacher = trained(runs, start), trained(runs, start).to(torch.bfloat16).requires_grad_(False)
+    model, teacher = trained(runs, start), trained(runs, sizes.teacher or start).to(torch.bfloat16)
+    teacher.requires_grad_(False)
     objective = Consistency(
         model, CausalScore(teacher, FRAMES, BLOCK, Window(WINDOW)), FRAMES, BLOCK, Window(WINDOW),
         few_step(sizes.levels), keep=min(0.99, 1 - MEMORY / max(sizes.consistency_steps, 2 * MEMORY)),
@@ -119,7 +121,7 @@ def matched(
     height, width = read(runs, "latents", 1).shape[-2:]
     roll = SelfForcing(
         model, Window(WINDOW), Horizon(FRAMES, sizes.horizon, BLOCK, lead=BLOCK),
-        (CONFIGS[kind_of(start)].in_dim, height, width), few_step(sizes.steps),
+        (CONFIGS[kind_of(start)].in_dim, height, width), few_step(sizes.levels),
     )  # fmt: skip
 
     def source(step: int) -> Tensor:
