@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from arvid.rewards import frame
 from arvid.rewards.frame import FrameReward, FrameRewardConfig
 
 MOST_PARAMETERS = 1_500_000
@@ -133,6 +134,26 @@ def test_weights_of_another_configuration_are_refused(model: FrameReward, tmp_pa
         (tmp_path / "config.json").write_text(json.dumps({**raw, key: value}))
         with pytest.raises(ValueError, match="damaged"):
             FrameReward.load(tmp_path, Words())
+
+
+def test_a_gap_is_what_only_one_side_has() -> None:
+    seen, said = torch.tensor([[1.0, 0.0, 1.0, 0.25]]), torch.tensor([[1.0, 1.0, 0.0, 0.5]])
+    more, less = [0, 0, 1, 0.25 * 0.5], [0, 1, 0, 0.75 * 0.5]
+    torch.testing.assert_close(frame._gaps(seen, said), torch.tensor([[*more, *less, 1.0, 1.0]]))
+    same = torch.tensor([[1.0, 0.0, 0.0, 1.0]])
+    assert not frame._gaps(same, same).any()
+
+
+def test_cells_see_their_own_place() -> None:
+    torch.manual_seed(0)
+    model = FrameReward(Words(), FrameRewardConfig(blocks=(0, 0, 0))).eval()
+    v = frames(1, 3, 64, 64)
+    spoilt = v.clone()
+    spoilt[..., 8 * 3 + 2 : 8 * 3 + 6, 8 * 5 + 2 : 8 * 5 + 6] = 1.0
+    with torch.inference_mode():
+        moved = (model.cells(spoilt) - model.cells(v)).abs().amax(-1).view(8, 8)
+    assert moved[3, 5] > 0
+    assert not moved[5:].any() and not moved[:2].any() and not moved[:, :4].any() and not moved[:, 7:].any()
 
 
 def test_training_reaches_every_weight() -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from arvid.rewards.frame import FrameReward, FrameRewardConfig
 from arvid.train import pictures, reward
 from arvid.train.pictures import CHANGES, FLAWS, FRAME_FLAWS, NAMES, Flaw
 from arvid.train.trainer import TrainConfig, train
 from arvid.worlds import captions, grammar, shapes
+from arvid.worlds.labels import label
 
 FILM = 81
 
@@ -119,6 +120,40 @@ def test_names_say_what_a_scene_holds() -> None:
     assert found == {"star", "red", "small", "red star", "red small", "navy", "texture", "stripes"}
 
 
+def test_what_stands_in_a_cell_is_what_the_renderer_says() -> None:
+    things = unknown = 0
+    for number, prompt in enumerate(stories(6, (1, 2))):
+        film, truth = shapes.takes(prompt, number, FILM), label(prompt, number, FILM)
+        shown = [pictures.mapped(pictures.take_at(film, time), time) for time in range(0, FILM, 8)]
+        found = reward.standing(torch.from_numpy(np.stack(shown))).classes_BTYXK[:, 0].numpy()
+        wanted = np.stack([truth.shape_TYX, truth.colour_TYX, truth.size_TYX], -1)[::8]
+        known = found != reward.UNKNOWN
+        np.testing.assert_array_equal(found[known], wanted[known])
+        things, unknown = things + int((found > 0).sum()), unknown + int((~known).sum())
+    assert things > 3 * 60 and things > unknown
+
+
+def test_names_that_are_not_known_cost_nothing() -> None:
+    logits, wanted = torch.randn(4, 7, generator=torch.Generator().manual_seed(0)), torch.zeros(4, 7)
+    wanted[1], wanted[2, :3] = 1.0, -1.0
+    known = wanted >= 0
+    naive = torch.nn.functional.binary_cross_entropy_with_logits(logits[known], wanted[known])
+    torch.testing.assert_close(reward._entropy(logits, wanted), naive)
+    assert float(reward._entropy(logits, torch.full((4, 7), -1.0))) == 0
+
+
+def test_sights_are_sound_drawings_of_every_shape_and_size() -> None:
+    source = reward.Sights(32)
+    first, again = source(2), reward.Sights(32)(2)
+    assert torch.equal(first.v_BCHW, again.v_BCHW) and torch.equal(first.shown_BLK, again.shown_BLK)
+    assert not torch.equal(first.v_BCHW, source(3).v_BCHW)
+    assert first.v_BCHW.shape == (32, 3, 64, 64) and first.shown_BLK.shape == (32, 64, len(NAMES))
+    shows = first.shown_BLK.amax((0, 1))
+    assert all(shows[NAMES.index(name)] == 1 for name in (*grammar.SHAPES, *grammar.SIZES))
+    with pytest.raises(ValueError, match="6 drawings; expected a multiple of 4"):
+        reward.Sights(6)
+
+
 @pytest.mark.parametrize("codec", [None, Pooling()])
 def test_batches_depend_on_seed_and_step_alone(codec: Pooling | None) -> None:
     source = reward.Pairs(read, codec, batch=32)
@@ -184,12 +219,39 @@ def test_measured_numbers_are_those_of_a_known_judge() -> None:
     assert {f"auc {kind}" for kind in CHANGES} <= set(right)
 
 
+def trained(seed: int = 0) -> nn.ModuleDict:
+    torch.manual_seed(seed)
+    model = FrameReward(read, FrameRewardConfig(widths=(32, 32, 32), heads=1))
+    return nn.ModuleDict({"model": model, "reader": reward.cell_reader(model)})
+
+
+def test_seeing_teaches_the_cells_alone() -> None:
+    parts, batch = trained(), reward.Sights(8)(0)
+    objective = reward.Seeing(parts["model"], parts["reader"])  # type: ignore[arg-type]
+    taught = [*parts["model"].stem.parameters(), *parts["reader"].parameters()]  # type: ignore[union-attr]
+    optimiser, losses = torch.optim.AdamW(taught, 2e-3), []
+    for _ in range(8):
+        numbers = objective(batch, torch.Generator())
+        numbers["loss"].backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(float(numbers["loss"].detach()))
+    assert losses[-1] < 0.9 * losses[0]
+    reached = {name.split(".")[1] for name, p in parts.named_parameters() if p.grad is not None}
+    assert reached == {"cell", "concepts"}, "the optimiser has cleared the rest; words and the head were not reached"
+
+
+def test_a_reward_with_too_few_concepts_is_refused() -> None:
+    model = FrameReward(read, FrameRewardConfig(widths=(32, 32, 32), heads=1, concepts=8))
+    with pytest.raises(ValueError, match="a reward of 8 concepts; expected at least 83"):
+        reward.Faithfulness(model, reward.cell_reader(model))
+
+
 def test_a_few_steps_lower_the_loss_and_resume(tmp_path: Path) -> None:
     batch = reward.Pairs(read, batch=16)(0)
 
     def run(steps: int, directory: Path) -> dict[str, Tensor]:
-        torch.manual_seed(0)
-        model = FrameReward(read, FrameRewardConfig(widths=(32, 32, 32), heads=1))
+        parts = trained()
         config = TrainConfig(6, 2e-3, warmup=2, save_every=3, log_every=1)
         stop = [] if steps == 6 else [1]
 
@@ -198,7 +260,8 @@ def test_a_few_steps_lower_the_loss_and_resume(tmp_path: Path) -> None:
                 raise KeyboardInterrupt
             return batch
 
-        return train(model, reward.Faithfulness(model), source, config, directory, report=rows.append)
+        objective = reward.Faithfulness(parts["model"], parts["reader"])  # type: ignore[arg-type]
+        return train(parts, objective, source, config, directory, report=rows.append)
 
     rows: list[dict[str, float]] = []
     whole = run(6, tmp_path / "whole")

@@ -33,7 +33,7 @@ from arvid.rewards.frame import FrameReward
 from arvid.train.autoencoder import Decoding, LabelledClips, Probe, Reconstruction, psnr
 from arvid.train.guidance import GuidedForcing
 from arvid.train.reading import CellReader, ReadForcing, Told, ToldBatch
-from arvid.train.reward import Faithfulness, PairBatch, Pairs
+from arvid.train.reward import Faithfulness, PairBatch, Pairs, Seeing, Sights, cell_reader
 from arvid.train.text import Captions, Reader, Reading, accuracy, vocabulary
 from arvid.train.trainer import TrainConfig, train
 from arvid.worlds import shapes
@@ -298,7 +298,8 @@ def drafter(runs: Path, sizes: Sizes, report: Report) -> None:
 
 
 def reward(runs: Path, sizes: Sizes, report: Report) -> None:
-    """The frame reward: first on drawn frames alone, then on frames that went through the autoencoder as well."""
+    """The frame reward: first what the cells of drawn frames show; then whether frames fit prompts, as drawn and
+    after the autoencoder. From `start.safetensors` in its folder if there is one, else from nothing."""
     encoder = TextEncoder.load(runs / "text" / "encoder")
 
     @torch.no_grad()
@@ -308,15 +309,25 @@ def reward(runs: Path, sizes: Sizes, report: Report) -> None:
         return cast(Tensor, encoder(words[:, :longest], mask[:, :longest]))
 
     drawn, decoded = Pairs(read, None, seed=0), Pairs(read, load_autoencoder(runs / "vae", CARD, CPU), seed=0)
+    seeing = sizes.reward_steps // 3
+    fitting = sizes.reward_steps - seeing
 
     def source(step: int) -> PairBatch:
-        return drawn(step) if step < sizes.reward_steps * 2 // 3 else decoded(step)
+        return drawn(step) if step < fitting * 3 // 5 else decoded(step)
 
     torch.manual_seed(0)
     model = FrameReward(read)
-    config = TrainConfig(sizes.reward_steps, 1.5e-3, average=0.995)
-    average = train(model, Faithfulness(model), source, config, runs / "reward", None, report)
-    model.load_state_dict(average)
+    start = runs / "reward" / "start.safetensors"
+    if start.exists():
+        model.load_state_dict({name: value.float() for name, value in load_file(start).items()})
+    reader = cell_reader(model)
+    trained = nn.ModuleDict({"model": model, "reader": reader})
+    config = TrainConfig(seeing, 1.5e-3, warmup=30, average=0.98, muon="stem")
+    seen = train(trained, Seeing(model, reader), Sights(), config, runs / "reward" / "seeing", None, report)
+    trained.load_state_dict(seen)
+    config = TrainConfig(fitting, 1.5e-3, average=0.995, muon="stem")
+    average = train(trained, Faithfulness(model, reader), source, config, runs / "reward", None, report)
+    trained.load_state_dict(average)
     model.to(torch.bfloat16).save(runs / "reward" / "model")
 
 

@@ -69,24 +69,28 @@ class FrameReward(nn.Module):
         )
         self.concepts = nn.Linear(width, self.config.concepts)
         self.norm = nn.LayerNorm(3 * width)
-        gaps = 3 * width + 2 * self.config.concepts
-        self.head = nn.Sequential(nn.Linear(gaps, width), nn.ReLU(), nn.Linear(width, 1))
+        gaps = 2 * self.config.concepts + 2
+        self.head = nn.Sequential(nn.Linear(3 * width + gaps, width), nn.ReLU(), nn.Linear(width, 1))
 
     def forward(self, v_NCHW: Tensor, text_NLD: Tensor) -> Tensor:
         """Logits [N] fp32 of frames of size `config.size` against embeddings [N or 1, L, D], zero where there is no
         token. sigmoid(logit) is the probability that the frame is faithful and clean."""
-        return self.judge(v_NCHW, text_NLD)[0]
+        return self.judge(self.cells(v_NCHW), text_NLD)[0]
 
-    def judge(self, v_NCHW: Tensor, text_NLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`forward`, and the logits of the concepts that every cell of the frames shows [N, L, K], rows of cells from
-        the top, and that any token of the prompts says [N or 1, K]."""
-        x_NLD = self.cell(self.stem(v_NCHW.contiguous(memory_format=torch.channels_last)).flatten(2).transpose(1, 2))
+    def cells(self, v_NCHW: Tensor) -> Tensor:
+        """What the cells of frames show [N, L, D], rows of cells from the top."""
+        x_NCHW = self.stem(v_NCHW.contiguous(memory_format=torch.channels_last))
+        x_NLD: Tensor = self.cell(x_NCHW.flatten(2).transpose(1, 2))
+        return x_NLD
+
+    def judge(self, x_NLD: Tensor, text_NLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`forward` of cells, and the logits of the concepts that every cell shows [N, L, K] and that any token of the
+        prompts says [N or 1, K]."""
         y_NMD = self.word(text_NLD.to(self.places_LD.dtype))
         told_NM = (text_NLD != 0).any(-1)
         seen_NLK = self.concepts(x_NLD)
         said_NK = self.concepts(y_NMD).masked_fill(~told_NM[..., None], NEVER).amax(1)
-        seen, said = seen_NLK.amax(1).sigmoid(), said_NK.sigmoid()
-        gap_NK = torch.cat([seen * (1 - said), said * (1 - seen)], -1)
+        gap_NK = _gaps(seen_NLK.amax(1).sigmoid(), said_NK.sigmoid())
         logits: Tensor = self.head(torch.cat([self._compare(x_NLD, y_NMD, told_NM), gap_NK], -1))
         return logits[:, 0].float(), seen_NLK, said_NK
 
@@ -147,6 +151,13 @@ class FrameReward(nn.Module):
             if isinstance(stage, nn.Conv2d):
                 stage.weight.data = stage.weight.data.contiguous(memory_format=torch.channels_last)
         return model
+
+
+def _gaps(seen_NK: Tensor, said_NK: Tensor) -> Tensor:
+    """How far each concept is seen and not said, and said and not seen; then the widest gap of either way, so that
+    what is learned of one concept holds for the rare ones [N, 2 K + 2]."""
+    more_NK, less_NK = seen_NK * (1 - said_NK), said_NK * (1 - seen_NK)
+    return torch.cat([more_NK, less_NK, more_NK.amax(-1, keepdim=True), less_NK.amax(-1, keepdim=True)], -1)
 
 
 def _stem(config: FrameRewardConfig) -> nn.Sequential:

@@ -6,13 +6,15 @@ stay an outsider.
 
 Half of the frames go through the autoencoder when there is one, and half of those have their latents disturbed first,
 as drafted blocks fail that way. Whether a picture fits a prompt is an exclusive-or that is learned very slowly from yes
-and no alone, so the reward's concepts are taught to name what the picture shows and what the prompt says.
+and no alone, so the reward's concepts are taught to name what the picture shows and what the prompt says. Shapes are
+not learned even so; a linear reader that must tell what stands in every cell teaches them. `Seeing` is that alone.
 
 Legend: B pairs, T frames, C channels, H height, W width, L tokens, D width, K names; pixels v_BTCHW in [-1, 1].
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -21,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from arvid.rewards.frame import FrameReward, Read
 from arvid.train.pictures import (
@@ -38,7 +41,8 @@ from arvid.train.pictures import (
     pixels,
     take_at,
 )
-from arvid.worlds import captions, shapes
+from arvid.train.reading import CellReader, Told
+from arvid.worlds import captions, grammar, shapes
 from arvid.worlds.shapes import Take
 
 LEVELS = (1, 1, 1, 2, 2, 2, 2, 3, 4)
@@ -48,11 +52,17 @@ FILM = 81
 CLIP = 9
 """Neighbouring frames that go through the autoencoder together: three latent frames."""
 WRONG = (*CHANGES, "other")
+DRAWN = (*CHANGES, "shape", "size")
+"""The changes, the hard ones twice as often."""
 LATENT_FLAWS = ("latent noise", "latent time", "latent mix", "latent shrunk")
 NAMING = 4.0
 """Weight of the naming loss."""
 CELLS = 10.0
 """Within it, the weight of single cells, most of which show no thing, against that of whole frames."""
+READING = 2.0
+"""Weight of the reading loss."""
+UNKNOWN = -100
+"""Stands for a class that is not known; cross-entropy passes over it."""
 
 
 class Codec(Protocol):
@@ -80,6 +90,13 @@ class PairBatch(NamedTuple):
     kinds: tuple[str, ...]
 
 
+class SightBatch(NamedTuple):
+    """Frames [B, 3, 64, 64] in [-1, 1] and which of NAMES their cells show [B, 64, K], as in PairBatch."""
+
+    v_BCHW: Tensor
+    shown_BLK: Tensor
+
+
 class Example(NamedTuple):
     """One frame [3, 64, 64] of a batch, see PairBatch."""
 
@@ -89,10 +106,37 @@ class Example(NamedTuple):
     kind: str
 
 
+KINDS = (grammar.SHAPES, grammar.THING_COLOURS, grammar.SIZES)
+"""What is read of a cell: the first of NAMES, kind by kind."""
 UNSURE = np.full((64, len(NAMES)), -1, np.float32)
 
 
 # ---------------------------------------------------------------- batches
+
+
+class Sights:
+    """Batches of sound drawings without prompts, a pure function of (seed, step): four frames of each story, its
+    things of any shape and size.
+
+    Raises ValueError for a batch that is not a multiple of 4.
+    """
+
+    def __init__(self, batch: int = 64, seed: int = 0) -> None:
+        if batch % 4 or batch < 4:
+            raise ValueError(f"a batch of {batch} drawings; expected a multiple of 4, as every story gives four frames")
+        self.batch, self.seed = batch, seed
+
+    def __call__(self, step: int) -> SightBatch:
+        """The batch of a step."""
+        rng = random.Random(f"sights/{self.seed}/{step}")
+        frames, shown = [], []
+        for _ in range(self.batch // 4):
+            film = shapes.takes(captions.sample(rng, LEVELS).prompt, rng.getrandbits(30), FILM)
+            for time in rng.sample(range(FILM), 4):
+                take = change(change(take_at(film, time), "shape", rng), "size", rng)
+                frames.append(draw([take], time))
+                shown.append(mapped(take, time))
+        return SightBatch(pixels(frames), torch.from_numpy(np.stack(shown)))
 
 
 class Pairs:
@@ -143,7 +187,7 @@ class Pairs:
         """What the next picture shall be, clean with the given probability."""
         if rng.random() < clean:
             return "clean"
-        kinds = rng.choice((CHANGES, CHANGES, ("other",), FLAWS, FLAWS))
+        kinds = rng.choice((DRAWN, DRAWN, ("other",), FLAWS, FLAWS))
         return rng.choice(kinds)
 
     def _plan(self, film: list[Take], time: int, kind: str, rng: random.Random) -> tuple[list[Take], Flaw]:
@@ -232,36 +276,79 @@ def _disturb(z_BTCHW: Tensor, index: int, way: str, rng: random.Random) -> Tenso
 # ---------------------------------------------------------------- objective
 
 
-class Faithfulness:
-    """Cross-entropy between the reward's probability and the graded target, plus NAMING times that of the names, which
-    are the first of the reward's concepts.
+def cell_reader(model: FrameReward) -> CellReader:
+    """A reader of the model's cells: shape, colour, size."""
+    return CellReader(model.config.widths[-1], (1, 1), tuple(len(names) + 1 for names in KINDS))
+
+
+def standing(shown_BLK: Tensor) -> Told:
+    """What stands in every cell, from which of NAMES it shows: UNKNOWN where that is hard to say or two things meet."""
+    side = math.isqrt(shown_BLK.shape[1])
+    found = []
+    for names in shown_BLK[..., : sum(map(len, KINDS))].split([len(names) for names in KINDS], -1):
+        sure = (names >= 0).all(-1) & (names.sum(-1) <= 1)
+        found.append(torch.where(names.amax(-1) > 0, names.argmax(-1) + 1, 0).masked_fill(~sure, UNKNOWN))
+    classes_BTYXK = torch.stack(found, -1).unflatten(1, (1, side, side))
+    known_BT = (classes_BTYXK != UNKNOWN).flatten(2).any(-1)
+    return Told(classes_BTYXK, torch.zeros(*classes_BTYXK.shape[:-1], 2), known_BT)
+
+
+class Seeing:
+    """What every cell shows, alone: the reader's loss and that of the names.
 
     Raises ValueError when the reward has fewer concepts than there are names.
     """
 
-    def __init__(self, model: FrameReward) -> None:
+    def __init__(self, model: FrameReward, reader: CellReader) -> None:
         if model.config.concepts < len(NAMES):
             raise ValueError(f"a reward of {model.config.concepts} concepts; expected at least {len(NAMES)}")
-        self.model = model
+        self.model, self.reader = model, reader
+
+    def __call__(self, batch: SightBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """The loss and its parts in nats, and the share of shapes read right; `generator` is not drawn from."""
+        with torch.autocast("cpu", torch.bfloat16):
+            cells_BLD = self.model.cells(batch.v_BCHW)
+            seen_BLK = self.model.concepts(cells_BLD)
+        return self.loss(cells_BLD, seen_BLK, batch.shown_BLK)
+
+    def loss(self, cells_BLD: Tensor, seen_BLK: Tensor, shown_BLK: Tensor) -> dict[str, Tensor]:
+        """The same, of cells and the logits of what they show."""
+        seen_BLK = seen_BLK[..., : len(NAMES)].float()
+        seen = CELLS * _entropy(seen_BLK, shown_BLK) + _entropy(seen_BLK.amax(1), shown_BLK.amax(1))
+        read, right = self.reader.loss(cells_BLD[:, None], standing(shown_BLK))
+        return {"loss": READING * read + NAMING * seen, "read": read.detach(), "seen": seen.detach(), "shapes": right}
+
+
+class Faithfulness:
+    """Cross-entropy between the reward's probability and the graded target, NAMING times that of the names, which are
+    the first of the reward's concepts, and READING times that of the reader.
+
+    Raises ValueError when the reward has fewer concepts than there are names.
+    """
+
+    def __init__(self, model: FrameReward, reader: CellReader) -> None:
+        self.model, self.seeing = model, Seeing(model, reader)
 
     def __call__(self, batch: PairBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """The loss, its parts in nats and the share of pairs on the right side of 1/2; `generator` is not drawn
         from."""
-        with torch.autocast("cpu", torch.bfloat16):
-            logits, seen_BLK, said_BK = self.model.judge(batch.v_BCHW, batch.text_BLD)
+        # The fused attention's gradient is several times slower on so few keys.
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            cells_BLD = self.model.cells(batch.v_BCHW)
+            logits, seen_BLK, said_BK = self.model.judge(cells_BLD, batch.text_BLD)
         fit = F.binary_cross_entropy_with_logits(logits.float(), batch.target_B)
-        seen_BLK, said_BK = seen_BLK[..., : len(NAMES)].float(), said_BK[:, : len(NAMES)].float()
-        seen = CELLS * _entropy(seen_BLK, batch.shown_BLK) + _entropy(seen_BLK.amax(1), batch.shown_BLK.amax(1))
-        said = F.binary_cross_entropy_with_logits(said_BK, batch.told_BK)
+        said = F.binary_cross_entropy_with_logits(said_BK[:, : len(NAMES)].float(), batch.told_BK)
+        seeing = self.seeing.loss(cells_BLD, seen_BLK, batch.shown_BLK)
         right = ((logits > 0) == (batch.target_B > 0.5)).float().mean()
-        parts = {"fit": fit.detach(), "seen": seen.detach(), "said": said.detach(), "right": right}
-        return {"loss": fit + NAMING * (seen + said), **parts}
+        parts = {"fit": fit.detach(), "said": said.detach(), "right": right}
+        return {**seeing, **parts, "loss": fit + NAMING * said + seeing["loss"]}
 
 
 def _entropy(logits: Tensor, wanted: Tensor) -> Tensor:
     """Mean cross-entropy where `wanted` is known (not below 0)."""
-    known = wanted >= 0
-    return F.binary_cross_entropy_with_logits(logits[known], wanted[known])
+    known = (wanted >= 0).float()
+    total = F.binary_cross_entropy_with_logits(logits, wanted.clamp(min=0), known, reduction="sum")
+    return total / known.sum().clamp(min=1)
 
 
 @torch.no_grad()
