@@ -79,14 +79,20 @@ def test_a_missing_option_is_named() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("paint:coats=two", "finish 'paint': coats='two' is not a number (int)"),
-        ("paint:coats=1.5", "finish 'paint': coats='1.5' is not a number (int)"),
-        ("paint:coats=1,shine=much", "finish 'paint': shine='much' is not a number (float)"),
+        ("paint:coats=two", "finish 'paint': coats='two' is not a whole number"),
+        ("paint:coats=1.5", "finish 'paint': coats='1.5' is not a whole number"),
+        ("paint:coats=1,shine=much", "finish 'paint': shine='much' is not a number"),
+        ("paint:coats=1,shine=nan", "finish 'paint': shine='nan' is not a number"),
+        ("paint:coats=1,layers=0.8+nan", "finish 'paint': layers='0.8+nan' is not numbers joined by +"),
         ("paint:coats=1,layers=0.8+", "finish 'paint': layers='0.8+' is not numbers joined by +"),
     ],
 )
 def test_a_value_of_the_wrong_kind(text: str, said: str) -> None:
     assert error(text) == said
+
+
+def test_an_option_that_comes_twice_is_refused() -> None:
+    assert error("paint:coats=1,coats=2") == "finish 'paint' has coats= twice; give it once"
 
 
 def test_the_options_own_check_speaks_for_itself() -> None:

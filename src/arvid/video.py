@@ -55,14 +55,14 @@ class VideoWriter:
     included, the frames so far become a valid file; without any frame no file appears. `width` and `height` are those
     of the frames that are appended, `scale` enlarges them. `frames` counts them.
 
-    Raises ValueError when the folder does not exist, or a side of the enlarged frames is odd (yuv420p halves them).
+    Raises ValueError for no folder, and enlarged frames with a side that is odd (yuv420p halves it) or above 16384.
     """
 
     def __init__(self, path: Path, fps: float, width: int, height: int, scale: int = 1, crf: int = 12) -> None:
         self.path, self.frames = Path(path), 0
         self._width, self._height, self._scale = width, height, scale
-        if scale < 1 or width < 1 or height < 1 or fps <= 0:
-            raise ValueError(f"a video of {width}x{height} enlarged {scale} times at {fps} fps; all must be above 0")
+        if scale < 1 or width < 1 or height < 1 or not fps > 0 or max(width, height) * scale > 16384:
+            raise ValueError(f"a video of {width}x{height} times {scale} at {fps} fps; sides: 1 to 16384, fps > 0")
         if (width * scale) % 2 or (height * scale) % 2:
             raise ValueError(
                 f"{width * scale}x{height * scale} has an odd side, yuv420p needs even ones; give an even scale"
@@ -215,7 +215,7 @@ def read_picture(path: Path, width: int, height: int) -> np.ndarray:
     try:
         with Image.open(path) as picture:
             found = np.asarray(picture.convert("RGB"))
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as a picture ({error}); give a PNG or JPEG") from error
     return fitted(found, width, height, str(path))[None]
 

@@ -204,8 +204,11 @@ def test_rows_from_stdin(arvid: Type, toy: Path, tmp_path: Path) -> None:
         (("rows.jsonl", "--engine", "ray:workers=0"), "workers=0; give at least 1"),
         (("rows.jsonl", "--engine", "local:workers=2"), "engine 'local' has no option 'workers=2'"),
         (("rows.jsonl", "--router", "coin"), "unknown router 'coin'"),
+        (("rows.jsonl", "--guard", "dog"), "unknown guard 'dog'"),
+        (("rows.jsonl", "--positions", "bent"), "unknown positions 'bent'"),
         (("empty.jsonl",), "no rows"),
         (("rows.jsonl", "-o", "none/out"), "folder"),
+        (("rows.jsonl", "-o", "empty.jsonl"), "empty.jsonl is a file; name a folder"),
     ],
 )
 def test_what_cannot_be_begun(arvid: Type, tmp_path: Path, words: tuple[str, ...], said: str) -> None:

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from arvid.cli import bench_forced
 from arvid.cli.bench_forced import PAIRS, forced
+from arvid.cli.main import app
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +39,17 @@ def test_published_sizes_are_planned_at_their_size() -> None:
     target, drafter = PAIRS["wan"]
     plan = bench_forced.engine.planned(bench_forced.engine.Wanted((target,)), bench_forced.torch.device("cuda"))
     assert (plan.pair, plan.setting.pixels, plan.cases[0].window) == ((target, drafter), (832, 480), 21)
+
+
+def test_what_cannot_be_kept_is_said_before_anything_is_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*words: object, **more: object) -> None:
+        raise AssertionError("it was begun")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench_forced, "forced", fail)
+    for words, said in ((["--json", "none/a.json"], "none does not exist"), (["--html", "a.html"], "leave out")):
+        result = CliRunner().invoke(app, ["bench", "speculation", "--random-weights", *words])
+        assert result.exit_code == 2 and said in result.stderr
 
 
 def test_an_unknown_pair_is_refused() -> None:

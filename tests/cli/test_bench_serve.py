@@ -148,3 +148,9 @@ def test_sums_over_viewers() -> None:
     assert totals["receipt_blocks"]["max"] == 1 and totals["applied_blocks"]["max"] == 0
     assert totals["jobs"]["accepted"] == 3 and totals["jobs"]["lost"] == 1 and totals["jobs"]["failed"] == 0
     assert (totals["errors"], found["errors"], totals["memory"]) == (2, ["gone", "x is lost"], None)
+
+
+def test_an_address_without_its_scheme_is_refused(arvid: Type) -> None:
+    result = arvid("bench", "serve", "--url", "localhost:8000")
+    assert result.exit_code == 2
+    assert result.stderr == "error: --url 'localhost:8000'; give the address of a server, like http://127.0.0.1:8000\n"

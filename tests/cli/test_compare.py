@@ -66,6 +66,8 @@ def test_names_and_axes_can_be_chosen(arvid: Type, reports: list[str], tmp_path:
         (["clean.json", "frozen.json", "--names", "a"], "1 names for 2 reports"),
         (["clean.json", "frozen.json", "--x", "beauty"], "no number 'beauty'"),
         (["clean.json", "c.json"], "is no report of arvid eval"),
+        (["clean.json", "bare.json"], "bare.json is no report of arvid eval ('totals')"),
+        (["clean.json", "poor.json"], "poor.json is no report of arvid eval ('prompt')"),
         (["clean.json", "--html", "no/such/c.html"], "does not exist"),
     ],
 )
@@ -75,6 +77,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(arvid: Type, tmp_path: Path, wo
     for name in ("clean", "frozen"):
         (tmp_path / f"{name}.json").write_text(json.dumps({**report, "clips": [clip]}))
     (tmp_path / "c.json").write_text(json.dumps({"kind": "compare"}))
+    (tmp_path / "bare.json").write_text(json.dumps({"kind": "eval", "name": "x", "clips": [], "protocol": {}}))
+    (tmp_path / "poor.json").write_text(json.dumps({**report, "clips": [{"name": "a", "path": "a.mp4"}]}))
     result = arvid("compare", *words)
     assert result.exit_code == 2, result.output
     assert said in result.stderr and len(result.stderr.strip().splitlines()) == 1

@@ -60,6 +60,7 @@ def test_wrong_input_leaves_nothing(arvid: Type, toy: Path, tmp_path: Path) -> N
         (["--router", "x"], "unknown router"),
         (["--out", "a/b"], "a does not exist"),
         (["--prompt", ""], "empty"),
+        (["--out", str(toy / "card.json")], "card.json is a file; name a folder"),
     ):
         result = arvid("demo", "--model", toy, *words)
         assert result.exit_code == 2

@@ -215,6 +215,7 @@ def test_results_of_vbench_join_the_report(arvid: Type, videos: Path, tmp_path: 
         (["videos", "--prompts", "none.txt"], "cannot read the prompts"),
         (["videos", "--prompts", "one.txt"], "1 prompts for 3 videos"),
         (["videos", "--metrics", "sharpness", "--vbench", "read:file=none.json"], "is no result of VBench"),
+        (["videos", "--reference", "none"], "no folder none; --reference names one"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(
@@ -224,3 +225,16 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     result = arvid("eval", *words, "-q")
     assert result.exit_code == 2, result.output
     assert said in result.stderr and len(result.stderr.strip().splitlines()) == 1
+
+
+def test_another_suite_is_known_before_anything_is_measured_and_loses_nothing(
+    arvid: Type, videos: Path, tmp_path: Path
+) -> None:
+    words = ["eval", videos, "--metrics", "sharpness", "-q", "--json", "r.json", "--vbench"]
+    assert arvid(*words, "read:file=none.json").exit_code == 2
+    held = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert held["interrupted"] and len(held["clips"]) == 3
+    (tmp_path / "r.json").unlink()
+    result = arvid(*words, "run")
+    assert result.exit_code == 2 and "vbench 'run' needs python=" in result.stderr
+    assert not (tmp_path / "r.json").exists()

@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from arvid.cli.making import Interrupts
+from arvid.cli.options import prompts_of
 from arvid.pipeline import Pipeline, Request, load
 from arvid.rollout.session import Session
 from arvid.types import Block
@@ -145,6 +146,16 @@ def test_prompts_from_a_file(arvid: Type, toy: Path, tmp_path: Path) -> None:
     assert left_in(tmp_path) == ["prompts.txt", "video-001.mp4"]
 
 
+def test_prompts_are_utf8(arvid: Type, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "old.txt").write_bytes("a caf\xe9".encode("latin-1"))
+    refused(arvid("generate", "--prompts", "old.txt"), "old.txt is no UTF-8 text")
+    (tmp_path / "marked.txt").write_bytes("\ufeffa red circle\r\n".encode())
+    assert prompts_of(None, "marked.txt") == ["a red circle"]
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ValueError, match="--prompts - reads stdin, which is closed"):
+        prompts_of(None, "-")
+
+
 # ---------------------------------------------------------------- words it never learned
 
 
@@ -154,6 +165,7 @@ def test_prompts_from_a_file(arvid: Type, toy: Path, tmp_path: Path) -> None:
         ("a red dragon circle moves right", ["never learned 'dragon'", "for example 'a small red circle"]),
         ("a dragon", ["never learned 'dragon'", "names no shape", "for example 'a small red circle"]),
         ("a red circle moves right", []),
+        ("a red circle " * 9, ["the prompt has 28 tokens, embedded-toy reads 24; what follows is lost"]),
     ],
 )
 def test_unknown_words_are_named(arvid: Type, toy: Path, prompt: str, wanted: list[str]) -> None:
@@ -175,8 +187,15 @@ def test_unknown_words_are_named(arvid: Type, toy: Path, prompt: str, wanted: li
         ([PROMPT, "--router", "oracle"], "unknown router 'oracle'; known: cascade, draft"),
         ([PROMPT, "--router", "reward"], "router 'reward' needs tau="),
         ([PROMPT, "--router", "stride:k=0"], "stride k=0 must be at least 1"),
+        ([PROMPT, "--router", "reward:tau=nan"], "router 'reward': tau='nan' is not a number"),
+        ([PROMPT, "--router", "stride:k=2,k=3"], "router 'stride' has k= twice"),
+        (["a red circle \udcff"], "the prompt holds '\\udcff', which is no character"),
+        ([PROMPT, "--scale", "1000"], "times 1000 at 16 fps; sides: 1 to 16384"),
+        ([PROMPT, "--scale", "1000", "--save-every", "1"], "times 1000 at 16 fps; sides: 1 to 16384"),
         ([PROMPT, "--past", "bag"], "unknown past 'bag'; known: "),
         ([PROMPT, "--memory", "window:frames=0"], "window of 0 frames"),
+        ([PROMPT, "--memory", "pack:frames=9,weights=none.pt"], "no file none.pt; weights= names one"),
+        ([PROMPT, "--memory", "headwise:profile=none.json"], "no file none.json; profile= names one"),
         ([PROMPT, "--positions", "bent"], "unknown positions 'bent'; known: absolute"),
         ([PROMPT, "--guard", "dog"], "unknown guard 'dog'; known: act, off, warn"),
         ([PROMPT, "--timeline", "none.yaml"], "no timeline none.yaml"),
@@ -189,6 +208,7 @@ def test_unknown_words_are_named(arvid: Type, toy: Path, prompt: str, wanted: li
         ([PROMPT, "--seconds", "0"], "0.0 seconds asked for; give more than 0"),
         ([PROMPT, "--seconds", "nan"], "nan seconds asked for"),
         ([PROMPT, "--device", "gameboy"], "unknown device 'gameboy'; use cpu"),
+        ([PROMPT, "--device", "meta"], "device 'meta' cannot be used here; use cpu, cuda"),
         ([PROMPT, "--device", "cuda:99"], "device 'cuda:99' asked for; torch sees"),
         ([PROMPT, "-o", "nowhere/a.mp4"], "nowhere does not exist; make it first"),
         ([PROMPT, "-o", "a.gif"], "-o a.gif ends in .gif; it is written as .mp4"),
@@ -198,7 +218,7 @@ def test_unknown_words_are_named(arvid: Type, toy: Path, prompt: str, wanted: li
         ([PROMPT, "--latents", "a.pt"], "--latents a.pt ends in .pt"),
         ([PROMPT, "--contact-sheet", "a.jpg"], "--contact-sheet a.jpg ends in .jpg"),
         ([PROMPT, "--prompts", "-"], "a prompt and --prompts - at once"),
-        (["--prompts", "none.txt"], "no prompt file none.txt"),
+        (["--prompts", "none.txt"], "no file none.txt for --prompts; give a text file: one prompt per line"),
         (["--prompts", "-"], "0 prompts in stdin"),
         ([PROMPT, "--model", "nowhere"], "no model family in nowhere: card.json is missing"),
         ([PROMPT, "--drafter", "nowhere"], "no model family in nowhere"),
@@ -349,6 +369,8 @@ def test_a_video_begins_with_an_image(arvid: Type, toy: Path, tmp_path: Path) ->
     refused(arvid("generate", PROMPT, "--model", toy, "--image", "wide.png"), "wide.png is 256x128, the video 64x64")
     (tmp_path / "bad.png").write_text("no picture")
     refused(arvid("generate", PROMPT, "--model", toy, "--image", "bad.png"), "bad.png cannot be read as a picture")
+    Image.new("1", (14000, 14000)).save(tmp_path / "huge.png")
+    refused(arvid("generate", PROMPT, "--model", toy, "--image", "huge.png"), "huge.png cannot be read as a picture")
 
 
 def test_a_clip_is_gone_on_with(arvid: Type, toy: Path, tmp_path: Path) -> None:
@@ -413,6 +435,61 @@ def test_a_killed_run_is_gone_on_with(
     assert set(report["totals"]) == set(plain["totals"])
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("state.safetensors", b"cut", "is not a state that can be gone on with"),
+        ("part-000001.mp4", None, "part-000001.mp4 is no finished part of the video any more"),
+        ("part-000001.mp4", b"cut", "part-000001.mp4 is no finished part of the video any more"),
+        ("events.jsonl", b'{"kind": "block"}\n', "events.jsonl is not what its 2 lines were"),
+        ("events.jsonl", None, "events.jsonl is not what its 2 lines were"),
+        ("latents.raw", b"", "latents.raw holds 0 latent frames, 6 were written"),
+        ("job.json", b"[]", "job.json is not a run that can be gone on with"),
+        ("job.json", {"save_every": "1"}, "expected numbers of seconds, seed, scale and save_every"),
+        ("job.json", {"made_of": {"colour": "red"}}, "job.json is not a run that can be gone on with"),
+    ],
+)
+def test_a_damaged_run_is_refused(
+    arvid: Type, begun: Path, tmp_path: Path, file: str, content: bytes | dict[str, Any] | None, said: str
+) -> None:
+    run = shutil.copytree(begun, tmp_path / "a.run")
+    if isinstance(content, dict):
+        content = json.dumps({**json.loads((run / file).read_text()), **content}).encode()
+    (run / file).unlink()
+    if content is not None:
+        (run / file).write_bytes(content)
+    left = {*left_in(tmp_path), "a.run/events.jsonl"}
+    refused(arvid("generate", "--resume", "a.run"), said)
+    assert {*left_in(tmp_path)} | {"a.run/events.jsonl"} == left
+
+
+@pytest.fixture(scope="module")
+def begun(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was stopped after two blocks."""
+    from typer.testing import CliRunner
+
+    from arvid.cli.main import app
+
+    place = tmp_path_factory.mktemp("begun")
+    words = ["generate", PROMPT, "--model", toy, "--seconds", 3, "--save-every", 1, "--scale", 1]
+    files = ["-o", place / "a.mp4", "--latents", place / "a.safetensors"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "__next__", stopped_at(2, Session.__next__))
+        assert CliRunner().invoke(app, [str(word) for word in [*words, *files]]).exit_code == 130
+    return place / "a.run"
+
+
+def stopped_at(block: int, whole: Callable[[Session], Block]) -> Callable[[Session], Block]:
+    """Ctrl-C while block `block` is being made."""
+
+    def stops(session: Session) -> Block:
+        if session.block == block:
+            raise KeyboardInterrupt
+        return whole(session)
+
+    return stops
+
+
 def test_an_interrupted_run_that_is_saved_can_be_gone_on_with(
     arvid: Type, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -436,16 +513,6 @@ def test_an_interrupted_run_that_is_saved_can_be_gone_on_with(
 
 def _raise(error: BaseException) -> Any:
     raise error
-
-
-@pytest.mark.parametrize("harm", ["state", "job"])
-def test_a_damaged_run_is_refused(arvid: Type, toy: Path, tmp_path: Path, harm: str) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        killed_at(2, patch, tmp_path / "video.run", tmp_path / "aside.run")
-        arvid("generate", PROMPT, "--model", toy, "--seconds", 3, "--scale", 1, "--save-every", 1)
-    name = {"state": "state.safetensors", "job": "job.json"}[harm]
-    (tmp_path / "aside.run" / name).write_bytes(b"{}")
-    refused(arvid("generate", "--resume", "aside.run"), "that can be gone on with")
 
 
 @pytest.mark.slow

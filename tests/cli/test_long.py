@@ -4,9 +4,10 @@ on with."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from arvid.caches.policies import POLICIES
+from arvid.caches.positions import POSITIONS
 from arvid.pipeline import Pipeline, Request, load
 from arvid.rollout.session import Session
 from arvid.rollout.state import bytes_of
@@ -34,6 +37,24 @@ def quick_story(project: Path, place: Path) -> Path:
     ]
     place.write_text(json.dumps(plain))
     return place
+
+
+def options_of(kind: Any) -> set[str]:
+    """The options of a dataclass with their defaults, as the page writes them."""
+    found = {field.name: "" if field.default is MISSING else field.default for field in fields(kind)}
+    return {
+        f"{name}={value:g}" if isinstance(value, (int, float)) else f"{name}={value}" for name, value in found.items()
+    }
+
+
+@pytest.mark.parametrize(("column", "kinds"), [("--memory", POLICIES), ("--positions", POSITIONS)])
+def test_the_page_lists_every_option(project: Path, column: str, kinds: dict[str, Any]) -> None:
+    page = (project / "docs" / "long.md").read_text(encoding="utf-8").split(f"| `{column}` |")[1]
+    rows = dict(re.findall(r"^\| `(\w+)` \| .+? \| (.*?) ?\|$", page.split("\n\n")[0], re.MULTILINE))
+    assert set(rows) == set(kinds)
+    for name, told in rows.items():
+        written = {re.sub("=(FILE|DIR)", "=", option) for option in re.findall(r"`(\w+=[^`]*)`", told)}
+        assert "as `conv`" in told or written == options_of(kinds[name]), name
 
 
 @pytest.mark.parametrize(("memory", "positions"), SPECS)

@@ -43,10 +43,21 @@ def test_the_version(arvid: Type) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["no-such-verb"], ["generate", "x", "--no-such-option"], ["generate", "--seed", "x"]]
+    ("words", "said"),
+    [
+        (["no-such-verb"], "no-such-verb"),
+        (["--no-such-option"], "--no-such-option"),
+        (["generate", "x", "--sede", "3"], "--sede"),
+        (["generate", "--seed", "x"], "--seed"),
+        (["generate", "x", "--seed", "-1"], "--seed"),
+        (["bench", "speculation", "--prompts", "0"], "--prompts"),
+        (["batch"], "FILE"),
+    ],
 )
-def test_a_wrong_command_ends_with_2(arvid: Type, words: list[str]) -> None:
-    assert arvid(*words).exit_code == 2
+def test_a_wrong_command_is_one_line_and_ends_with_2(arvid: Type, words: list[str], said: str) -> None:
+    result = arvid(*words)
+    assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
+    assert result.stderr.startswith("error: ") and said in result.stderr and result.stderr.endswith("--help\n")
 
 
 @pytest.mark.parametrize(
@@ -54,6 +65,7 @@ def test_a_wrong_command_ends_with_2(arvid: Type, words: list[str]) -> None:
     [
         (ValueError("3 found,\n 4 expected"), 2, "error: 3 found, 4 expected\n"),
         (OSError(28, "No space left on device", "a.mp4"), 2, "error: a.mp4: No space left on device\n"),
+        (EOFError("a.mp4: end of file"), 2, "error: a.mp4: end of file\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )

@@ -53,6 +53,15 @@ def test_a_key_is_shown_once(arvid: Type, tmp_path: Path) -> None:
     assert arvid("keys", "list", "--data", "data").stdout == ""
 
 
+def test_looking_for_keys_makes_nothing(arvid: Type, tmp_path: Path) -> None:
+    for words in (("list",), ("remove", "ann")):
+        result = arvid("keys", *words, "--data", "dta")
+        assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+        assert "no data of a server in dta" in result.stderr
+    assert arvid("serve", "--host", "0.0.0.0").exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -60,7 +69,9 @@ def test_a_key_is_shown_once(arvid: Type, tmp_path: Path) -> None:
         (("--model", "nowhere"), "no model family in nowhere"),
         (("--database", "nonsense"), "the database cannot be used"),
         (("--data", "/proc/nowhere"), "cannot hold a server's data"),
-        (("--max-seconds", "0"), "limits must be above 0"),
+        (("--drafter", "nowhere"), "no model family in nowhere"),
+        (("--max-seconds", "0"), "--max-seconds 0; give a number of seconds above 0"),
+        (("--max-live-seconds", "nan"), "--max-live-seconds nan; give a number of seconds above 0"),
     ],
 )
 def test_what_is_refused_before_anything_starts(arvid: Type, options: tuple[str, ...], told: str) -> None:

@@ -59,7 +59,10 @@ def test_the_demo_leaves_its_three_files(tmp_path: Path, monkeypatch: pytest.Mon
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"demo.mp4", "demo.png", "demo.json"}
 
 
-def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_of_the_readme_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     code = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
     assert code
     for piece in code:

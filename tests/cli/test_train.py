@@ -91,7 +91,10 @@ def test_quiet_says_nothing(arvid: Type, done: list[Any]) -> None:
         ),
         (["toy", "--set", "latents"], "--set 'latents'; give NAME=VALUE"),
         (["toy", "--set", "latents=many"], "--set 'latents=many'; latents is a whole number, 30 by default"),
+        (["toy", "--set", "latents=-4"], "--set 'latents=-4'; latents is at least 0, 30 by default"),
+        (["toy", "--set", "text_steps=0"], "--set 'text_steps=0'; text_steps is at least 1"),
         (["toy", "--set", "part=half"], "--set 'part=half'; part is a number, 0.5 by default"),
+        (["toy", "--runs", __file__], "test_train.py is a file; name a folder"),
         (["toy", "--runs", "a/b"], "a does not exist"),
     ],
 )

@@ -72,7 +72,7 @@ def batch(
         "seconds": seconds, "seed": seed, "router": router, "memory": past, "positions": positions, "guard": guard,
         "scale": scale,
     }  # fmt: skip
-    check_specs(router, past)
+    check_specs(router, past, positions, guard)
     found = read_rows(text, beside, defaults)
     models = Models(absolute(model), absolute(drafter), device, threads)
     with Folder(output) as folder:
@@ -146,12 +146,5 @@ def _line(text: str, quiet: bool) -> None:
 
 def _text(source: str) -> tuple[str, Path]:
     """The rows, and the folder that their files are named from."""
-    if source == "-":
-        return sys.stdin.read(), Path.cwd()
-    path = Path(source)
-    if not path.is_file():
-        raise ValueError(f"no file {path}; give one with a JSON object per line, or - for stdin")
-    try:
-        return path.read_text(encoding="utf-8"), path.absolute().parent
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text ({error}); write JSON, one object per line") from error
+    beside = Path.cwd() if source == "-" else Path(source).absolute().parent
+    return options.text_of(source, "rows", "one JSON object per line"), beside

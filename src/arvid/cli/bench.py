@@ -51,7 +51,13 @@ def speculation(
 
     Without --policy and --policies: those of the benchmark. Ctrl-C ends the run and reports its complete rounds.
     """
+    for path in filter(None, (json_file, html_file)):
+        check_place(path)
     if random_weights:
+        if html_file or policy or policies:
+            raise ValueError(
+                "--random-weights times forced shares of its own and writes no page; leave out policies and --html"
+            )
         from arvid.cli import bench_forced
 
         # The defaults of the other kind of run stand for "choose": a GPU if there is one.
@@ -59,8 +65,6 @@ def speculation(
         bench_forced.forced(pair, place, threads, quick, json_file=json_file)
         return
     begin = time.monotonic()
-    for path in filter(None, (json_file, html_file)):
-        check_place(path)
     named = (*(policy or ()), *(_read_policies(policies) if policies else ()))
     # What is heavy is imported when it is needed: `arvid --help` answers at once.
     from arvid.cli import bench_speculation as running

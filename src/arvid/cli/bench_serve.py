@@ -64,6 +64,8 @@ def serve(
         if path.is_dir():
             raise ValueError(f"{path} is a folder; name a file in it")
         writable(path.absolute().parent)
+    if url and not url.startswith(("http://", "https://")):
+        raise ValueError(f"--url {url!r}; give the address of a server, like http://127.0.0.1:8000")
     from arvid.cli.report import head, write_report
     from arvid.cli.serve import check_installed
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from arvid.cli.options import Device, Model, Quiet, Router, Seconds, Seed, Threads
-from arvid.cli.places import writable
+from arvid.cli.places import folder_for
 
 if TYPE_CHECKING:
     from arvid.cli.progress import Display
@@ -38,7 +38,7 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Show speculation against the target alone: one prompt, two videos side by side, and what it gained and cost."""
-    writable(out if out.is_dir() else out.absolute().parent)
+    folder_for(out, "--out")
     from arvid.cli.families import check, check_specs, doubts, open_pipeline, set_up, warn
     from arvid.cli.progress import choose
     from arvid.pipeline import Request

@@ -106,6 +106,8 @@ def evaluate(
         check_place(path)
     if resume and json_file is None:
         raise ValueError("--resume without --json; name the report to take up")
+    if reference is not None and not reference.is_dir():
+        raise ValueError(f"no folder {reference}; --reference names one with videos of the same names")
     lengths = _lengths(block)
     # What is heavy is imported when it is needed: `arvid --help` answers at once.
     from arvid.cli import evaluating, families

@@ -27,6 +27,9 @@ from arvid.evals.suites import Suite
 
 SAVED_EVERY = 25
 """Clips after which an unfinished report is written, so that little is lost."""
+KEYS = ("name", "protocol", "totals")
+KEYS_OF_CLIPS = ("name", "path", "prompt", "seed", "values", "curves")
+"""What a report and its clips have to hold to be read again."""
 errors = Console(stderr=True)
 Row = dict[str, Any]
 
@@ -57,6 +60,7 @@ class Evaluation:
         self.failures: list[Row] = []
         self.rows: dict[str, Row] = {}
         self._prompts = self._read_prompts()
+        self._suites = [spec.build(text, vbench.SUITES, "vbench") for text in wanted.vbench]
 
     def run(self) -> Row:
         """Measure everything; an interrupt leaves what was finished."""
@@ -77,6 +81,8 @@ class Evaluation:
                     progress.update(task, advance=1, description=f"measuring {outcome.clip.name[:40]}")
                     if self.wanted.report and len(self.rows) % SAVED_EVERY == 0:
                         leave(self._report([], True), self.wanted.report, None)
+                if self._suites and self.wanted.report:
+                    leave(self._report([], True), self.wanted.report, None)
                 dimensions = self._others()
             except KeyboardInterrupt:
                 interrupted = True
@@ -126,8 +132,7 @@ class Evaluation:
         """What the suites of other people say."""
         found = []
         read = [Path(path) for path in self.rows]
-        for text in self.wanted.vbench:
-            suite = spec.build(text, vbench.SUITES, "vbench")
+        for suite in self._suites:
             if self.wanted.report is not None:
                 found += suite.judge(read, self.wanted.report.with_name(f"{self.wanted.report.stem}-vbench"))
             else:
@@ -181,6 +186,10 @@ def read_report(path: Path) -> Row:
         held = json.loads(path.read_text(encoding="utf-8"))
         if held["kind"] != "eval" or not isinstance(held["clips"], list):
             raise KeyError("clips")
+        lacking = [name for name in KEYS if name not in held]
+        lacking += [name for row in held["clips"] for name in KEYS_OF_CLIPS if name not in row]
+        if lacking:
+            raise KeyError(lacking[0])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no report of arvid eval ({error}); give what its --json wrote") from error
     return dict(held)

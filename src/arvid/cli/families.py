@@ -6,13 +6,16 @@ not know: how a family is put together (`arvid.families`), blocks, files of resu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 import typer
 
 from arvid import spec
 from arvid.caches.policies import POLICIES
+from arvid.caches.positions import POSITIONS
 from arvid.cli import doctor
 from arvid.cli.needs import Ask, needs_of, parts_as_found, parts_of
 from arvid.cli.options import Parts, Running
@@ -26,8 +29,12 @@ from arvid.models.preparing import How
 from arvid.models.text import TextEncoder
 from arvid.pipeline import Family, Pipeline, Request
 from arvid.rollout.flow import TOGETHER
+from arvid.rollout.guard import GUARDS
 from arvid.rollout.routers import ROUTERS
 from arvid.worlds import grammar
+
+OF_FILES = ("weights", "profile")
+"""Options of specs that name a file."""
 
 
 def set_up(threads: int) -> None:
@@ -39,12 +46,19 @@ def set_up(threads: int) -> None:
     logging.disable_progress_bar()
 
 
-def check_specs(router: str, past: str) -> None:
-    """Raises ValueError for a router or a past that does not exist, before anything is loaded."""
-    if router:
-        spec.build(router, ROUTERS, "router")
-    if past:
-        spec.build(past, POLICIES, "past")
+def check_specs(router: str, past: str, positions: str = "", guard: str = "") -> None:
+    """Raises ValueError for a router, a past, positions or a guard that does not exist, and for a file that one of them
+    names and would read when the video is half made, before anything is loaded."""
+    known: tuple[tuple[str, Mapping[str, Callable[..., Any]], str], ...] = (
+        (router, ROUTERS, "router"), (past, POLICIES, "past"), (positions, POSITIONS, "positions"),
+        (guard, GUARDS, "guard"),
+    )  # fmt: skip
+    for text, registry, what in known:
+        found = spec.build(text, registry, what) if text else None
+        for option in OF_FILES:
+            file = getattr(found, option, "")
+            if isinstance(file, str) and file and not Path(file).is_file():
+                raise ValueError(f"no file {file}; {option}= names one that arvid train compressors wrote")
 
 
 def open_pipeline(model: str, drafter: str, device: str) -> Pipeline:
@@ -85,8 +99,13 @@ def _pipeline(family: Family, running: Running, placement: Placement) -> Pipelin
 
 
 def card_of(parts: Parts) -> Card:
-    """How a family is run, before it is loaded. Raises ValueError when it is not there, or lacks a part."""
-    return find(source_of(parts)).card if is_checkpoint(parts.model) else read_card(directory_of(parts.model))
+    """How a family is run, before it is loaded. Raises ValueError when it or its drafter is not there, or lacks a
+    part."""
+    if is_checkpoint(parts.model):
+        return find(source_of(parts)).card
+    if parts.drafter and not is_checkpoint(parts.drafter):
+        read_card(directory_of(parts.drafter))
+    return read_card(directory_of(parts.model))
 
 
 def source_of(parts: Parts, size: tuple[int, int] | None = None) -> Source:
@@ -119,6 +138,8 @@ def _device(name: str) -> str:
         where = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"unknown device {name!r}; use cpu, cuda or cuda:NUMBER") from error
+    if where.type not in ("cpu", "cuda") and not (where.type == "mps" and torch.backends.mps.is_available()):
+        raise ValueError(f"device {name!r} cannot be used here; use cpu, cuda or cuda:NUMBER")
     if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {name!r} asked for; torch sees {torch.cuda.device_count()} GPUs; use cpu")
     return name
@@ -130,8 +151,11 @@ def warn(text: str) -> None:
 
 
 def doubts(family: Family, prompt: str) -> str:
-    """What a person should know about a prompt before the video is made: words the family never learned, and a prompt
-    without anything its world can show, with an example of what it knows. Empty when all is well."""
+    """What a person should know about a prompt before the video is made: an end that is not read, or words the family
+    never learned, and a prompt without anything its world can show, with an example of what it knows. Empty when all is
+    well."""
+    if surplus := _unread(family, prompt):
+        return surplus
     strange = family.text.unknown(prompt) if isinstance(family.text, TextEncoder) else []
     shapes, empty = world_of(family.card) == "shapes", False
     if shapes:
@@ -144,3 +168,13 @@ def doubts(family: Family, prompt: str) -> str:
     found += [f"the prompt names no shape (known: {', '.join(grammar.SHAPES)})"] if empty else []
     found += [f"it knows for example {grammar.EXAMPLE!r}"] if found and shapes else []
     return "; ".join(found)
+
+
+def _unread(family: Family, prompt: str) -> str:
+    """That a prompt is longer than the text encoder reads; empty when it is not."""
+    if not isinstance(family.text, TextEncoder):
+        return ""
+    count, most = len(family.text.tokenizer(prompt, truncation=False)["input_ids"]), family.text.length
+    return (
+        f"the prompt has {count} tokens, {family.card.name} reads {most}; what follows is lost" if count > most else ""
+    )

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from arvid.cli.places import Places, whole, writable
+from arvid.cli.places import Places, folder_for, whole
 from arvid.cli.report import write_report
 
 Told = dict[str, Any]
@@ -35,7 +35,7 @@ class Folder:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
-        writable(self.root if self.root.is_dir() else self.root.parent)
+        folder_for(self.root, "-o")
         for path in (self.root, self.root / REPORTS):
             path.mkdir(exist_ok=True)
         self._told: dict[int, Told] = {}

@@ -76,7 +76,7 @@ def generate(
     from arvid.pipeline import Request
 
     set_up(threads)
-    check_specs(router, past)
+    check_specs(router, past, positions, guard)
     start = start_of(image, clip)
     requests = [Request(text, seconds, seed, router, past, wanted, entries, guard, positions) for text in texts]
     made_of = {**asdict(parts), "quantise": running.quantise}

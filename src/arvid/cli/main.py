@@ -30,21 +30,44 @@ of spinning (on few cores that is half of the time), and nobody else draws progr
 
 
 class Careful(TyperGroup):
-    """Turns what the library says about wrong input into one line on stderr and an exit code."""
+    """Turns what the library says about wrong input, and what is wrong with the words of a command, into one line on
+    stderr and an exit code."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read what stands before the verb; a wrong word ends with code 2."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            refuse(error)
+            raise
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a verb. ValueError and OSError end with code 2, an interrupt with 130; anything else is a fault of ours
-        and keeps its traceback."""
+        """Run a verb. ValueError, OSError, EOFError (a file that was cut short, by a full disk for example) and wrong
+        words end with code 2, an interrupt with 130; anything else is a fault of ours and keeps its traceback."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
             raise
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, EOFError) as error:
             typer.echo(f"error: {one_line(error)}", err=True)
             raise typer.Exit(INPUT_WRONG) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from error
+        except Exception as error:
+            refuse(error)
+            raise
+
+
+def refuse(error: Exception) -> None:
+    """Say what is wrong with the words of a command. Raises typer.Exit when the error is about them. It is known by
+    what it can do: its class lies in click or in typer, by the version."""
+    say, context = getattr(error, "format_message", None), getattr(error, "ctx", None)
+    if say is None or type(error).__name__ == "NoArgsIsHelpError":
+        return
+    said = " ".join(say().split()).rstrip(".")
+    typer.echo(f"error: {said}" + (f"; see {context.command_path} --help" if context else ""), err=True)
+    raise typer.Exit(INPUT_WRONG) from error
 
 
 def one_line(error: Exception) -> str:

@@ -45,11 +45,16 @@ class Order(Job):
 
 
 def made_of(job: Job) -> tuple[Parts, str]:
-    """The parts of the family of a saved run, and how its weights were rounded."""
-    told = dict(json.loads((job.folder / "job.json").read_text(encoding="utf-8")).get("made_of") or {})
+    """The parts of the family of a saved run, and how its weights were rounded. Raises ValueError when its file names
+    something else."""
+    path = job.folder / "job.json"
+    told = json.loads(path.read_text(encoding="utf-8")).get("made_of")
     if not told:
         return Parts(job.model, job.drafter), ""
-    return Parts(**{name: value for name, value in told.items() if name != "quantise"}), told["quantise"]
+    try:
+        return Parts(**{name: value for name, value in told.items() if name != "quantise"}), told["quantise"]
+    except (TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"{path} is not a run that can be gone on with ({error}); begin again") from error
 
 
 def _absolute(named: Any) -> Any:

@@ -140,8 +140,10 @@ Latents = Annotated[str, typer.Option("--latents", metavar="FILE", help="Latents
 Sheet = Annotated[str, typer.Option("--contact-sheet", metavar="FILE", help="Picture of frames, .png.")]
 Prompts = Annotated[str | None, typer.Option("--prompts", metavar="FILE", help="One prompt per line; - reads stdin.")]
 Seconds = Annotated[float, typer.Option("--seconds", metavar="N", help="Length of the video in seconds.")]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", help="The same seed gives the same video.")]
-Threads = Annotated[int, typer.Option("--threads", min=0, metavar="N", help="CPU threads; 0 takes all cores.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="The same seed gives the same video.")]
+Threads = Annotated[
+    int, typer.Option("--threads", min=0, max=1024, metavar="N", help="CPU threads; 0 takes all cores.")
+]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="Where it runs: cpu, cuda, cuda:1.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")]
 
@@ -229,21 +231,39 @@ def size_of(text: str) -> tuple[int, int] | None:
 def prompts_of(prompt: str | None, source: str | None) -> list[str]:
     """The prompts of a command: one argument, or the lines of a file ('-' is stdin) that are not empty.
 
-    Raises ValueError when there are none, or both ways are used at once.
+    Raises ValueError when there are none, both ways are used at once, or they are no UTF-8 text.
     """
     if source is None:
         if prompt is None or not prompt.strip():
             raise ValueError("the prompt is empty; say what the video shows, or give --prompts FILE (- is stdin)")
-        return [prompt.strip()]
+        return [_writable(prompt.strip(), "the prompt")]
     if prompt is not None:
         raise ValueError(f"a prompt and --prompts {source} at once; give one of them")
-    if source == "-":
-        text, name = sys.stdin.read(), "stdin"
-    elif Path(source).is_file():
-        text, name = Path(source).read_text(encoding="utf-8"), source
-    else:
-        raise ValueError(f"no prompt file {source}; give a text file with one prompt per line, or - for stdin")
+    text, name = text_of(source, "--prompts", "one prompt per line"), "stdin" if source == "-" else source
     found = [line.strip() for line in text.splitlines() if line.strip()]
     if not found:
         raise ValueError(f"0 prompts in {name}; write one per line")
-    return found
+    return [_writable(line, name) for line in found]
+
+
+def text_of(source: str, option: str, wanted: str) -> str:
+    """The text of a file, or of stdin for '-', without a byte order mark. Raises ValueError, naming the `option` and
+    what is `wanted` there, when it is not there or no UTF-8."""
+    if source == "-" and sys.stdin is None:
+        raise ValueError(f"{option} - reads stdin, which is closed; give a file: {wanted}")
+    if source != "-" and not Path(source).is_file():
+        raise ValueError(f"no file {source} for {option}; give a text file: {wanted}, or - for stdin")
+    try:
+        found = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is no UTF-8 text ({error}); save it as UTF-8: {wanted}") from error
+    return found.removeprefix("\ufeff")
+
+
+def _writable(text: str, name: str) -> str:
+    """The text, when a report can hold it: bytes of an argument that are no UTF-8 come as half characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} holds {text[error.start]!r}, which is no character; write it as UTF-8") from error
+    return text

@@ -78,6 +78,13 @@ def _check(path: Path, ending: str, option: str) -> None:
     writable(path.absolute().parent)
 
 
+def folder_for(folder: Path, option: str) -> None:
+    """Raises ValueError unless the folder that an option names is there, or can be made, and can be written into."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{option} {folder} is a file; name a folder")
+    writable(folder if folder.is_dir() else folder.absolute().parent)
+
+
 def writable(folder: Path) -> None:
     """Raises ValueError when a folder does not exist or nothing can be written there."""
     if not folder.is_dir():

@@ -49,7 +49,11 @@ def read_job(folder: Path) -> Job:
         places = Places(Path(video), *(Path(name) if name else None for name in others))
         start = Start(**found["start"]) if found["start"] else None
         rest = (found["scale"], found["model"], found["drafter"], start, found["save_every"])
-        return Job(Request.of(found["request"]), places, *rest, folder)
+        request = Request.of(found["request"])
+        numbers = (request.seconds, request.seed, found["scale"], found["save_every"])
+        if not all(isinstance(number, (int, float)) for number in numbers):
+            raise ValueError(f"expected numbers of seconds, seed, scale and save_every, found {numbers}")
+        return Job(request, places, *rest, folder)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a run that can be gone on with ({error}); begin again") from error
 
@@ -68,10 +72,16 @@ class SavedShelf(Shelf):
     """A shelf whose run can be gone on with."""
 
     def __init__(self, pipeline: Pipeline, job: Job) -> None:
-        if not job.folder.exists():
+        fresh = not job.folder.exists()
+        if fresh:
             _write_job(job)
-        super().__init__(pipeline, job)
-        self.film = self.reel = Reel(job.folder, (), self.fps, self.size, job.enlarged(self.size))
+        try:
+            super().__init__(pipeline, job)
+            self.film = self.reel = Reel(job.folder, (), self.fps, self.size, job.enlarged(self.size))
+        except ValueError:
+            if fresh:
+                shutil.rmtree(job.folder)
+            raise
         self._state = job.folder / "state.safetensors"
         self._events = (job.folder / "events.jsonl").open("a", encoding="utf-8")
         self._logged = 0
@@ -90,11 +100,18 @@ class SavedShelf(Shelf):
         log: Log,
     ) -> Session:
         """The session of the last saved state, with film, latents and rows as they were then; a new one when none was
-        saved."""
+        saved. Raises ValueError when files of the folder are missing or damaged."""
         if not self._state.is_file():
             self._trim(0)
             return super().open(pipeline, given, listeners, recorder, log)
         snapshot, notes = state.load(self._state, str(pipeline.family.device))
+        for name in notes["parts"]:
+            try:
+                next(frames_of(self.job.folder / name))
+            except ValueError as error:
+                raise ValueError(
+                    f"{self.job.folder / name} is no finished part of the video any more; put it back, or begin again"
+                ) from error
         for kind, entry in self._trim(notes["lines"]):
             if kind == "block":
                 recorder.rows.append(entry)
@@ -110,15 +127,19 @@ class SavedShelf(Shelf):
         return pipeline.resume(snapshot, listeners, keep=1)
 
     def _trim(self, lines: int) -> list[tuple[str, dict[str, Any]]]:
-        """The first lines of the events; the others go."""
+        """The first lines of the events; the others go. Raises ValueError when they are not there."""
         path = self.job.folder / "events.jsonl"
         with path.open("r+", encoding="utf-8") as file:
             kept = [file.readline() for _ in range(lines)]
+            try:
+                told = [(found["kind"], found["entry"]) for found in map(json.loads, kept)]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path} is not what its {lines} lines were ({error}); begin again") from error
             file.seek(sum(len(line.encode()) for line in kept))
             file.truncate()
         if self.latents is not None and not lines:
             self.latents.truncate(0)
-        return [(found["kind"], found["entry"]) for found in map(json.loads, kept)]
+        return told
 
     def _look_again(self, recorder: Recorder) -> None:
         """Fill the album with what the finished parts show."""

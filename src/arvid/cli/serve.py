@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import logging
+import math
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -80,12 +81,16 @@ def serve(
 
     far = clusters.server_of(engine, parts, running, threads, quiet)
     set_up_logs(logging.WARNING if quiet else logging.INFO)
+    for name, value in (("--max-seconds", most_seconds), ("--max-live-seconds", most_live)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} {value:g}; give a number of seconds above 0")
     card, limits = families.card_of(parts), Limits(most_seconds, most_live, sessions=sessions)
-    place, private = Place(data), is_private(host)
+    private = is_private(host)
     locked = has_keys(data, database) and not open_door
     if not (private or locked or open_door):
         raise ValueError(f"others reach {host}, and there is no key; make one (arvid keys add NAME), or give --open")
     families.set_up(threads)
+    place = Place(data)
     settings = Settings(
         partial(families.opened, parts, running), place, database, locked, limits,
         origins=tuple(origin or ()), hosts=(*LOOPBACK, host) if private else (),
@@ -106,7 +111,7 @@ def listening(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family)
     except OSError as error:
-        raise ValueError(f"cannot listen on {host} port {port} ({error.strerror}); name another --port") from error
+        raise ValueError(f"cannot listen on {host} port {port} ({error.strerror}); name another of them") from error
 
 
 def run_here(settings: Settings, listens: socket.socket, far: Callable[[Settings], House] | None = None) -> None:
@@ -187,10 +192,13 @@ def add(
 def listed(data: Data = Path("arvid-data"), database: Database = "") -> None:
     """List keys: whose they are and what they may do."""
     check_installed()
-    with _store(data, database) as store:
-        for key in store.all_keys():
+    with _kept(data, database) as store:
+        keys = store.all_keys()
+        for key in keys:
             limits = f"{key.requests} requests a minute, {key.jobs} jobs, {key.sessions} live sessions"
             typer.echo(f"{key.name}  {key.begins}...  {limits}")
+    if not keys:
+        typer.echo("no keys; arvid keys add NAME makes one", err=True)
 
 
 @app.command("remove")
@@ -201,15 +209,24 @@ def remove(
 ) -> None:
     """Remove a key. Its jobs stay."""
     check_installed()
-    with _store(data, database) as store:
+    with _kept(data, database) as store:
         if not store.remove_key(name):
             raise ValueError(f"no key named {name!r}; arvid keys list shows them")
 
 
 def has_keys(data: Path, database: str) -> bool:
     """Whether anybody has a key. Raises ValueError when the database cannot be used."""
+    if not database and not data.exists():
+        return False
     with _store(data, database) as store:
         return bool(store.all_keys())
+
+
+def _kept(data: Path, database: str) -> AbstractContextManager[Store]:
+    """The store that is there. Raises ValueError when there is none: looking makes nothing."""
+    if not database and not data.is_dir():
+        raise ValueError(f"no data of a server in {data}; name the folder of arvid serve with --data")
+    return _store(data, database)
 
 
 def _store(data: Path, database: str) -> AbstractContextManager[Store]:

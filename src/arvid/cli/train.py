@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from arvid.cli.options import Quiet, Threads
-from arvid.cli.places import writable
+from arvid.cli.places import folder_for
 
 RECIPES = {
     "embedded": "arvid.recipes.embedded",
@@ -52,7 +52,7 @@ def train(
     if recipe not in RECIPES:
         raise ValueError(f"unknown recipe {recipe!r}; known: {', '.join(RECIPES)}")
     runs = runs.absolute()
-    writable(runs if runs.is_dir() else runs.parent)
+    folder_for(runs, "--runs")
     from arvid.cli.families import set_up
 
     module = importlib.import_module(RECIPES[recipe])
@@ -81,6 +81,9 @@ def _set(sizes: Any, settings: list[str]) -> Any:
         except ValueError as error:
             kind = "a whole number" if isinstance(known[name], int) else "a number"
             raise ValueError(f"--set {setting!r}; {name} is {kind}, {known[name]} by default") from error
+        least = int(name == "batch" or name.endswith("_steps"))
+        if isinstance(changed[name], int) and changed[name] < least:
+            raise ValueError(f"--set {setting!r}; {name} is at least {least}, {known[name]} by default")
     return replace(sizes, **changed)
 
 
