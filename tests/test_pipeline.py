@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import re
 import weakref
 from pathlib import Path
@@ -292,3 +293,54 @@ def test_a_guard_that_acts_has_the_target_make_drifted_blocks(toy: Pipeline) -> 
     assert [block.source for block in refined] == ["target", "refined", "target"]
     drafted = list(toy.stream(Request(PROMPT, 1, 3, "draft", guard="warn:colour=0.0001")))
     assert [block.source for block in drafted] == ["draft", "draft"]
+
+
+# ---------------------------------------------------------------- what cannot be asked
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"prompt": None}, "are text; got"),
+        ({"router": 3}, "are text; got"),
+        ({"seconds": "5"}, "seconds='5'; give a number"),
+        ({"seed": 1.5}, "seed=1.5; give a whole number"),
+        ({"seed": -1}, "seed=-1; give a whole number of at least 0"),
+        ({"size": "64x64"}, "size='64x64'; give two whole numbers"),
+        ({"timeline": ({"at": 1},)}, "something that is no entry"),
+    ],
+)
+def test_a_request_of_other_things_is_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Request(**{"prompt": PROMPT, **fields})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("fps", 0, "fps is 0, expected a whole number of at least 1"),
+        ("block", "three", "block is 'three', expected a whole number"),
+        ("steps", float("nan"), "steps is nan, expected a whole number"),
+        ("router", None, "router is None, expected text"),
+        ("parts", [1], "parts is no table of tables"),
+        ("size", [64], "is not a family card"),
+    ],
+)
+def test_a_card_of_other_things_is_refused(tmp_path: Path, key: str, value: Any, said: str) -> None:
+    family = toy_family.write(tmp_path / "toy")
+    card = json.loads((family / "card.json").read_text())
+    (family / "card.json").write_text(json.dumps({**card, key: value}))
+    with pytest.raises(ValueError, match=said):
+        load(str(family))
+
+
+@pytest.mark.parametrize("text", ["null", "5", "[]"])
+def test_a_card_that_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "card.json").write_text(text)
+    with pytest.raises(ValueError, match="is not a family card"):
+        load(tmp_path)
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"placed on 'meta', where nothing is computed"):
+        load(device="meta")

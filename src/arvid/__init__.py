@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from arvid.pipeline import Family, Pipeline, Request, Result, load
+    from arvid.rollout.timeline import Entry
     from arvid.types import Block, Condition, Move, Proposal, Span, Verdict
 
 _ROOMS = {
     "Block": "types", "Condition": "types", "Move": "types", "Proposal": "types", "Span": "types", "Verdict": "types",
     "Family": "pipeline", "Pipeline": "pipeline", "Request": "pipeline", "Result": "pipeline", "load": "pipeline",
+    "Entry": "rollout.timeline",
 }  # fmt: skip
 
 __all__ = [
     "Block",
     "Condition",
+    "Entry",
     "Family",
     "Move",
     "Pipeline",

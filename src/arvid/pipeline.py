@@ -21,7 +21,7 @@ from arvid import spec
 from arvid.caches.policies import POLICIES, remember
 from arvid.caches.positions import POSITIONS
 from arvid.models.family import Card, load_autoencoder, load_transformer, read_card
-from arvid.models.placement import bare
+from arvid.models.placement import Placement, bare
 from arvid.models.tae import SPACE_STRIDE, TIME_STRIDE
 from arvid.models.text import TextEncoder
 from arvid.models.wan.transformer import CausalWan
@@ -72,6 +72,20 @@ class Request:
     guard: str = ""
     positions: str = ""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for fields that are something else than they should be."""
+        texts = (self.prompt, self.router, self.past, self.guard, self.positions)
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"prompt, router, past, guard and positions are text; got {texts}")
+        if isinstance(self.seconds, bool) or not isinstance(self.seconds, (int, float)):
+            raise ValueError(f"seconds={self.seconds!r}; give a number, like 5.0")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed={self.seed!r}; give a whole number of at least 0")
+        if self.size is not None and not _is_size(self.size):
+            raise ValueError(f"size={self.size!r}; give two whole numbers (width, height)")
+        if not all(isinstance(entry, Entry) for entry in self.timeline):
+            raise ValueError("the timeline holds something that is no entry; make them by arvid.Entry(at, prompt, how)")
+
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Request:
         """The request that `asdict` made plain."""
@@ -121,10 +135,11 @@ class Result:
     seconds: float
 
 
-def load(directory: Path = EMBEDDED, device: str = "cpu") -> Family:
+def load(directory: Path | str = EMBEDDED, device: str = "cpu") -> Family:
     """A family from its directory, with the judges of blocks that lie in its folders `latent_judge` and `block_judge`.
-    Raises ValueError for missing, damaged or foreign files."""
-    where, card = torch.device(device), read_card(directory)
+    Raises ValueError for missing, damaged or foreign files, and a device that is not there."""
+    directory, where = Path(directory), Placement(device).home
+    card = read_card(directory)
     text = TextEncoder.load(directory / "text").to(where)
     drafter = load_transformer(directory, card, "drafter", where) if "drafter" in card.parts else None
     reward = FrameReward.load(directory / "reward", text.encode).to(where) if "reward" in card.parts else None
@@ -320,6 +335,10 @@ class Pipeline:
         seconds = time.perf_counter() - begin
         frames = torch.cat([block.frames_BTCHW for block in blocks], 1)
         return Result(frames, torch.cat([block.latents_BTCHW for block in blocks], 1), blocks, seconds)
+
+
+def _is_size(size: object) -> bool:
+    return isinstance(size, tuple) and len(size) == 2 and all(isinstance(side, int) for side in size)
 
 
 def shift_of(card: Card) -> float:

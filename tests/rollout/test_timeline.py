@@ -70,6 +70,7 @@ def test_yaml_and_json_say_the_same(tmp_path: Path) -> None:
         ("prompt: a", "T holds no list of entries"),
         ("[]", "T holds no list of entries"),
         ("- {at: 1", "T cannot be read"),
+        ("[" * 3000, "T cannot be read"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_one_line_that_names_the_entry(tmp_path: Path, text: str, said: str) -> None:

@@ -94,7 +94,7 @@ def test_files_among_the_latents_that_are_none_are_left_alone(runs: Path) -> Non
 
 
 def test_what_is_missing_is_named(runs: Path) -> None:
-    with pytest.raises(ValueError, match=r"weights missing: .*target-consistency"):
+    with pytest.raises(ValueError, match=r"weights missing: .*target-consistency.*; train them first"):
         STAGES["matching"](runs, SIZES, print)
     (runs / "latents" / "0000.safetensors").unlink()
     with pytest.raises(ValueError, match=r"no latents in .*; make them by `arvid train embedded --stage latents`"):

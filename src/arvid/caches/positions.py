@@ -8,6 +8,7 @@ and nothing is out of the trained range (`cyclic` until its first turn is over).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -106,8 +107,8 @@ class Decay:
     slope: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.slope < 0:
-            raise ValueError(f"a decay of {self.slope:g} per frame would prefer the distant; needs slope >= 0")
+        if not 0 <= self.slope < math.inf:
+            raise ValueError(f"a decay of {self.slope:g} per frame; needs a finite slope of at least 0")
 
     def place(self, past: Extents, own: tuple[int, ...]) -> Places:
         """First frames as they are."""

@@ -98,6 +98,8 @@ class World:
             raise ValueError(
                 f"{self.prompts} prompts, {self.seeds} seeds, acts={self.acts}; expected at least 1, 1 and letters"
             )
+        if not all(level.is_integer() for level in map(float, self.levels)):
+            raise ValueError(f"levels {'+'.join(map(str, self.levels))}; expected whole numbers like 1+2")
         if len(self.acts) > 1 and not set(self.levels) <= {1, 2}:
             raise ValueError(f"levels {self.levels} in a story of {len(self.acts)} acts; its scenes have 1 and 2")
         cases = tuple(

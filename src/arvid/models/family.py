@@ -65,9 +65,25 @@ def read_card(directory: Path) -> Card:
         width, height = found.pop("size")
         if isinstance(listed := found.get("steps"), dict):
             found["steps"] = Listed(tuple(map(float, listed["timesteps"])), float(listed["shift"]))
-        return Card(size=(int(width), int(height)), **found)
-    except (ValueError, TypeError, KeyError) as error:
+        return _checked(Card(size=(int(width), int(height)), **found))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is not a family card ({error}); fetch the family again") from error
+
+
+def _checked(card: Card) -> Card:
+    """The card. Raises ValueError for values that cannot be."""
+    counts = {"block": card.block, "trained_frames": card.trained_frames, "fps": card.fps}
+    counts |= {"steps": card.steps} if not isinstance(card.steps, Listed) else {}
+    counts |= {"width": card.size[0], "height": card.size[1]}
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}, expected a whole number of at least 1")
+    for name in ("name", "step", "past", "router"):
+        if not isinstance(getattr(card, name), str):
+            raise ValueError(f"{name} is {getattr(card, name)!r}, expected text")
+    if not isinstance(card.parts, dict) or not all(isinstance(part, dict) for part in card.parts.values()):
+        raise ValueError("parts is no table of tables")
+    return card
 
 
 def fill(model: nn.Module, path: Path) -> None:

@@ -149,8 +149,13 @@ def kind_of(directory: str) -> str:
 
 def trained(runs: Path, directory: str) -> CausalWan:
     """The transformer of a finished stage in fp32. Raises ValueError when its weights are missing."""
-    model = CausalWan(CONFIGS[kind_of(directory)])
-    fill(model, runs / directory / "model.safetensors")
+    model, path = CausalWan(CONFIGS[kind_of(directory)]), runs / directory / "model.safetensors"
+    if not path.is_file():
+        raise ValueError(
+            f"weights missing: {path}; train them first (`arvid train embedded` makes target and drafter, `arvid train "
+            "distill --stage consistency` what the other stages start from), or name another folder by --set start="
+        )
+    fill(model, path)
     return model
 
 

@@ -18,6 +18,8 @@ TARGET, DRAFT, REMEDY = "target", "draft", "remedy"
 """Answers of `Spec.pick`. The first two are also the names of who made a block, as are the next three."""
 REFINED, REPAIRED, VERIFIED = "refined", "repaired", "verified"
 ACCEPTED = Verdict("accept")
+MOST_STEPS = 1000
+"""Passes of one walk: a timestep each on the scale that networks are told."""
 FRAME = "frame"
 """The judge that scores single frames; all others score whole blocks."""
 
@@ -86,8 +88,9 @@ class Spec:
             )
         if self.refine and self.repair >= 0:
             raise ValueError(f"repair={self.repair} and refine={self.refine} exclude each other; give one")
-        if min(self.steps, self.first_steps, self.draft_steps) < 0 or not 0 <= self.level < 1:
-            raise ValueError(f"steps must be at least 0 and level in [0, 1); got {self}")
+        counts = (self.steps, self.first_steps, self.draft_steps)
+        if not all(0 <= count <= MOST_STEPS for count in counts) or not 0 <= self.level < 1:
+            raise ValueError(f"steps must be from 0 to {MOST_STEPS} and level in [0, 1); got {self}")
 
     @property
     def remedies(self) -> bool:

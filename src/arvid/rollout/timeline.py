@@ -99,7 +99,7 @@ def read(path: Path) -> tuple[Entry, ...]:
     try:
         text = path.read_text(encoding="utf-8")
         found = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}); write YAML or JSON") from error
     return parse(found, str(path))
 
