@@ -342,5 +342,5 @@ def test_a_card_that_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"placed on 'meta', where nothing is computed"):
-        load(device="meta")
+    with pytest.raises(ValueError, match=r"target is placed on cuda:99, and torch sees"):
+        load(device="cuda:99")

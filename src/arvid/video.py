@@ -62,7 +62,7 @@ class VideoWriter:
         self.path, self.frames = Path(path), 0
         self._width, self._height, self._scale = width, height, scale
         if scale < 1 or width < 1 or height < 1 or not fps > 0 or max(width, height) * scale > 16384:
-            raise ValueError(f"a video of {width}x{height} times {scale} at {fps} fps; sides: 1 to 16384, fps > 0")
+            raise ValueError(f"{width}x{height} enlarged {scale} times at {fps} fps; sides: 1 to 16384, fps above 0")
         if (width * scale) % 2 or (height * scale) % 2:
             raise ValueError(
                 f"{width * scale}x{height * scale} has an odd side, yuv420p needs even ones; give an even scale"

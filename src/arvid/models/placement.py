@@ -96,8 +96,6 @@ def _there(role: str, name: str) -> None:
         raise ValueError(
             f"{role} is placed on {name!r}, which is no device; use cpu, cuda or cuda:NUMBER, like {role}=cuda:0"
         ) from error
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"{role} is placed on {name!r}, where nothing is computed; use cpu, cuda or cuda:NUMBER")
     seen = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= seen:
         raise ValueError(f"{role} is placed on {name}, and torch sees {seen} GPUs; place it on one of them or on cpu")
