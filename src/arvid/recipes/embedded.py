@@ -98,8 +98,9 @@ class Windows:
         which, starts = rng.integers(0, len(self.clips), count), rng.integers(0, PIXEL_FRAMES - frames + 1, count)
         cuts = [(*self.clips[i], slice(s, s + frames)) for i, s in zip(which, starts, strict=True)]
         ends = [slice(every.start, every.stop, TIME_STRIDE) for _, _, every in cuts]
-        classes = [np.stack([row[1].shape_TYX, row[1].size_TYX], -1)[at] for row, at in zip(cuts, ends, strict=True)]
-        paces = [row[1].velocity_TYX2[at] for row, at in zip(cuts, ends, strict=True)]
+        here = [(found, at) for (_, found, _), at in zip(cuts, ends, strict=True)]
+        classes = [np.stack([found.shape_TYX[at], found.size_TYX[at]], -1) for found, at in here]
+        paces = [found.velocity_TYX2[at] for found, at in here]
         told = Told(
             torch.from_numpy(np.stack(classes)), torch.from_numpy(np.stack(paces)).float(),
             torch.ones(count, len(classes[0])).bool(),

@@ -238,12 +238,13 @@ class TeacherForcing:
         weights = halved(self.model.named_parameters())
         flow_BTCHW = lend(self.model, weights, lambda: self.passes(past, past_sigma, mixed, sigma_BT, batch.text_BSD))
         error_BT = (flow_BTCHW - (noise - z_BTCHW)).square().mean((2, 3, 4))
-        loss, first = batch.learned(error_BT), error_BT[:, : self.block].mean()
+        every, first = batch.learned(error_BT), error_BT[:, : self.block].mean()
+        loss = every
         if batch.first is not None:
             z_NTCHW, text_NSD = batch.first
             first = lend(self.model, weights, lambda: self.firsts(z_NTCHW, text_NSD, generator))
             loss = loss + self.first_weight * first
-        return {"loss": loss, "all": batch.learned(error_BT).detach(), "first": first.detach()}
+        return {"loss": loss, "all": every.detach(), "first": first.detach()}
 
     def firsts(self, z_NTCHW: Tensor, text_NSD: Tensor, generator: torch.Generator) -> Tensor:
         """The loss of first blocks of other clips, with the weights the model then holds."""
