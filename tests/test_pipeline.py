@@ -6,6 +6,7 @@ import gc
 import json
 import re
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from arvid.models.family import read_card
 from arvid.pipeline import Pipeline, Request, load
 from arvid.rollout.session import Receipt
 from arvid.rollout.timeline import Entry
@@ -322,6 +324,7 @@ def test_a_request_of_other_things_is_refused(fields: dict[str, Any], said: str)
         ("block", "three", "block is 'three', expected a whole number"),
         ("steps", float("nan"), "steps is nan, expected a whole number"),
         ("router", None, "router is None, expected text"),
+        ("world", 5, "world is 5, expected text"),
         ("parts", [1], "parts is no table of tables"),
         ("size", [64], "is not a family card"),
     ],
@@ -332,6 +335,28 @@ def test_a_card_of_other_things_is_refused(tmp_path: Path, key: str, value: Any,
     (family / "card.json").write_text(json.dumps({**card, key: value}))
     with pytest.raises(ValueError, match=said):
         load(str(family))
+
+
+def test_a_repair_ends_with_the_walk_it_is_a_part_of(toy: Pipeline) -> None:
+    def asked(router: str) -> Request:
+        return Request(PROMPT, seconds=0.1, router=router)
+
+    for router in ("stride:k=2,repair=2", "stride:k=2,repair=5,steps=5"):
+        toy.check(asked(router))
+    for router, steps in (("stride:k=2,repair=99", 2), ("stride:k=2,repair=6,steps=5", 5)):
+        with pytest.raises(ValueError, match=f"of a draft of {steps} steps; give at most {steps}") as caught:
+            toy.check(asked(router))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_card_from_before_worlds_has_none(tmp_path: Path) -> None:
+    family = toy_family.write(tmp_path / "toy")
+    assert read_card(family).world == "shapes"
+    card = json.loads((family / "card.json").read_text())
+    assert card.pop("world") == "shapes"
+    (family / "card.json").write_text(json.dumps(card))
+    assert read_card(family) == replace(read_card(toy_family.write(tmp_path / "other")), world="")
+    assert load(family).card.world == ""
 
 
 @pytest.mark.parametrize("text", ["null", "5", "[]"])

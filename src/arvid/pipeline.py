@@ -184,6 +184,7 @@ class Pipeline:
         spec.build(request.guard or "off", GUARDS, "guard")
         router = self._router(request)
         sigmas = self._levels(router.steps)
+        router.check_repair(len(sigmas) - 1)
         first = self._levels(router.first_steps) if router.first_steps else None
         plan = sequential(self.latent_frames(request.seconds, given), card.block, sigmas, first)
         if given:

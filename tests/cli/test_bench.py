@@ -150,6 +150,23 @@ def test_a_quick_run_fits_its_policies(family: Path, tmp_path: Path, monkeypatch
     assert 1 <= report["config"]["prompts"] <= 64
 
 
+def test_only_policies_that_a_family_has_the_steps_for_are_measured_unasked(
+    family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "family"
+    shutil.copytree(family, place)
+    card = json.loads((place / "card.json").read_text())
+    (place / "card.json").write_text(json.dumps({**card, "steps": 2}))
+    kept, all_of_them = (
+        running.Bench(Pipeline(load(folder)), running.Wanted(1, 1, 2.0, (), (1,), False), 0.0).policies
+        for folder in (place, family)
+    )
+    assert set(all_of_them) - set(kept) == {"reward:tau=q50,repair=3"} and all_of_them == speculation.DEFAULT_POLICIES
+    assert "toy walks 2 steps: 1 policies are left out" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="repair=3 of a draft of 2 steps"):
+        running.Bench(Pipeline(load(place)), running.Wanted(1, 1, 2.0, ("stride:k=2,repair=3",), (1,), False), 0.0)
+
+
 def test_the_maker_times_and_shows_what_the_pipeline_makes(family: Path) -> None:
     make = running.PipelineMaker(Pipeline(load(family)), 2.0)
     made = {

@@ -132,6 +132,16 @@ def test_a_long_video_tells_slopes_of_time_and_memory(
     assert refused.exit_code == 2 and "11 blocks asked for; a slope needs at least 12" in refused.stderr
 
 
+def test_a_family_of_another_world_is_refused(arvid: Type, tmp_path_factory: pytest.TempPathFactory) -> None:
+    family = toy_family.write(tmp_path_factory.mktemp("families") / "toy")
+    card = json.loads((family / "card.json").read_text())
+    del card["world"]
+    (family / "card.json").write_text(json.dumps(card))
+    refused = arvid("bench", "memory", "--model", family, *FEW)
+    assert refused.exit_code == 2 and len(refused.stderr.strip().splitlines()) == 1
+    assert "family 'embedded-toy' has world '' in its card, expected 'shapes'" in refused.stderr
+
+
 def test_films_are_those_of_the_pipeline(family: Path) -> None:
     """Made live, they are what a timeline says; what is shown to begin with is there, and bytes are those on hold."""
     pipeline = Pipeline(load(family))

@@ -176,6 +176,20 @@ def test_unknown_words_are_named(arvid: Type, toy: Path, prompt: str, wanted: li
     assert Path("video.mp4").exists()
 
 
+@pytest.mark.parametrize(("name", "world"), [("embedded-toy", ""), ("another", "shapes")])
+def test_the_card_says_which_world_a_family_knows_and_not_its_name(
+    arvid: Type, tmp_path_factory: pytest.TempPathFactory, name: str, world: str
+) -> None:
+    family = toy_family.write(tmp_path_factory.mktemp("families") / "toy", name)
+    card = json.loads((family / "card.json").read_text())
+    (family / "card.json").write_text(json.dumps({**card, "world": world}))
+    result = arvid("generate", "a dragon", "--model", family, "--seconds", 0.1, "--json", "r.json", "-q")
+    assert result.exit_code == 0
+    assert f"{name} never learned 'dragon'" in result.stderr
+    assert ("names no shape" in result.stderr) == ("for example" in result.stderr) == bool(world)
+    assert json.loads(Path("r.json").read_text())["config"]["world"] == (world or None)
+
+
 # ---------------------------------------------------------------- wrong input
 
 
@@ -189,6 +203,8 @@ def test_unknown_words_are_named(arvid: Type, toy: Path, prompt: str, wanted: li
         ([PROMPT, "--router", "stride:k=0"], "stride k=0 must be at least 1"),
         ([PROMPT, "--router", "reward:tau=nan"], "router 'reward': tau='nan' is not a number"),
         ([PROMPT, "--router", "stride:k=2,k=3"], "router 'stride' has k= twice"),
+        ([PROMPT, "--router", "hold:fps=inf"], "fps=inf is not finite; give a number"),
+        ([PROMPT, "--router", "stride:k=2,repair=99"], "repair=99 of a draft of 2 steps; give at most 2"),
         (["a red circle \udcff"], "the prompt holds '\\udcff', which is no character"),
         ([PROMPT, "--scale", "1000"], "enlarged 1000 times at 16 fps; sides: 1 to 16384"),
         ([PROMPT, "--scale", "1000", "--save-every", "1"], "enlarged 1000 times at 16 fps; sides: 1 to 16384"),

@@ -37,6 +37,7 @@ def test_the_card_describes_the_weights() -> None:
     card = read_card(EMBEDDED)
     assert card.parts["target"]["num_layers"] == len(list(family.target.blocks))  # type: ignore[attr-defined]
     assert family.drafter is not None
+    assert card.world == "shapes"
 
 
 @pytest.mark.parametrize(("page", "words"), COMMANDS, ids=[" ".join(words)[:60] for _, words in COMMANDS])

@@ -155,6 +155,14 @@ def test_the_page_holds_everything_and_fetches_nothing(pages: tuple[str, dict[st
     assert text.count("<video") == 2 and text.count("data:image/jpeg;base64,") == 2
 
 
+def test_the_page_stands_in_the_frame_of_all_pages(pages: tuple[str, dict[str, Path]]) -> None:
+    text, _ = pages
+    frame = Path(drawing.__file__).with_name("frame.html").read_text(encoding="utf-8")
+    places = [text.find(part.strip()) for part in re.split("{%.*?%}", frame) if part.strip()]
+    assert len(places) == 4 and places[0] == 0 and places == sorted(places)
+    assert all(text.count(tag) == 1 for tag in ("<head>", "<style>", "<body>", "</html>"))
+
+
 def test_the_players_play_the_videos(pages: tuple[str, dict[str, Path]]) -> None:
     text, _ = pages
     for number, address in enumerate(re.findall(r"data:video/webm;base64,([A-Za-z0-9+/=]+)", text)):

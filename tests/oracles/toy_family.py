@@ -48,8 +48,8 @@ def write(
             parts["reward"] = {}
             FrameReward(text.encode, REWARD).save(directory / "reward")
     card = {
-        "name": name, "block": 3, "trained_frames": 21, "size": [64, 64], "fps": 16, "steps": 2, "step": "euler",
-        "past": "window:frames=9", "router": "first" if drafter else "target", "parts": parts,
+        "name": name, "world": "shapes", "block": 3, "trained_frames": 21, "size": [64, 64], "fps": 16, "steps": 2,
+        "step": "euler", "past": "window:frames=9", "router": "first" if drafter else "target", "parts": parts,
     }  # fmt: skip
     (directory / "card.json").write_text(json.dumps(card), encoding="utf-8")
     return directory

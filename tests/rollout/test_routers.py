@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -363,6 +364,17 @@ def test_scores_without_a_judge_are_an_error() -> None:
         ("reward:tau=0.5,aggregate=mean,by=latent", "leave aggregate out"),
         ("hold:fps=0", "fps=0.0 must be above 0"),
         ("hold:fps=24,horizon=0", "horizon=0.0 at least 1 block"),
+        ("hold:fps=inf", r"fps=inf is not finite; give a number \(delta, once, tau may be infinite\)"),
+        ("hold:fps=nan", "fps='nan' is not a number"),
+        ("hold:fps=24,horizon=inf", "horizon=inf is not finite"),
+        ("hold:fps=24,mean=-inf", "mean=-inf is not finite"),
+        ("hold-quality:quality=-inf", "quality=-inf is not finite"),
+        ("hold-quality:quality=0.5,worth=inf", "worth=inf is not finite"),
+        ("quantile:accept=0.5,deviation=inf", "deviation=inf is not finite"),
+        ("random:p=-inf", "p=-inf is not finite"),
+        ("first:level=inf", "level=inf is not finite"),
+        ("refine:levels=inf", "must fall"),
+        ("verify:level=inf,tau=1", "level=inf must lie between 0 and 1"),
         ("hold-quality:quality=1.1", "quality=1.1 is above worth=1.0"),
         ("verify:level=0.5", "needs tau="),
         ("verify:level=0,tau=1", "level=0.0 must lie between 0 and 1"),
@@ -378,6 +390,26 @@ def test_what_cannot_be_asked_for(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
         build(text, ROUTERS, "router")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["reward:tau=inf", "cascade:tau=-inf,delta=inf", "verify:tau=-inf"])
+def test_exact_limits_may_be_asked_for(text: str) -> None:
+    assert isinstance(build(text, ROUTERS, "router"), Spec)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("reward", {"tau": math.nan}, "tau=nan is not finite"),
+        ("reward", {"tau": 1.0, "once": math.nan, "refine": (0.8, 0.4)}, "once=nan is not finite"),
+        ("cascade", {"tau": 1.0, "delta": math.nan}, "delta=nan is not finite"),
+        ("quantile", {"accept": 0.5, "mean": math.nan}, "mean=nan is not finite"),
+        ("hold", {"fps": math.nan}, "fps=nan is not finite"),
+    ],
+)
+def test_what_is_no_number_is_refused_from_python_too(name: str, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ROUTERS[name](**options)
 
 
 def test_a_refine_router_without_levels_is_an_error() -> None:

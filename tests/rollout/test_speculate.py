@@ -56,6 +56,7 @@ def test_the_tiny_family_can_tell_its_routers_apart() -> None:
         (f"reward:tau=inf,repair={STEPS_EACH}", "first"),
         (f"stride:k=1,repair={STEPS_EACH}", "first"),
         ("random:p=0,repair=0", "target"),
+        ("cascade:tau=0.2,delta=inf", "reward:tau=0.2"),
     ],
 )
 def test_limits_hold_bit_for_bit(text: str, limit: str, step: str) -> None:
@@ -74,6 +75,19 @@ def test_a_repair_between_its_ends_is_neither() -> None:
     assert not same(repaired, run("target"))
     assert not same(repaired, run("first"))
     assert repaired.sources == ["target"] + ["repaired"] * (BLOCKS - 1)
+
+
+@pytest.mark.parametrize("text", ["reward:tau=-inf,repair=4", "stride:k=1,repair=4", "draft:repair=4"])
+def test_a_repair_behind_the_end_of_a_draft_is_refused_before_it_is_made(text: str) -> None:
+    spec, clock = build(text, ROUTERS, "router"), Clock()
+    made = Run("draft", frames=BLOCK)
+    walkers = [FlowWalker(name, made.drafter, Store(Full(), BLOCK), STEPS["euler"], clock) for name in ("a", "b")]
+    passes = len(made.drafter.passes)
+    proposer = Speculator(spec, walkers[0], walkers[1], SHAPE, clock)
+    assert STEPS_EACH == 3
+    with pytest.raises(ValueError, match="repair=4 of a draft of 3 steps; give at most 3") as caught:
+        proposer.propose(Move(1, Span(BLOCK, 2 * BLOCK), SIGMAS), CONDITION, made.noise)
+    assert "\n" not in str(caught.value) and len(made.drafter.passes) == passes
 
 
 def test_without_a_drafter_the_target_makes_all() -> None:

@@ -9,9 +9,11 @@ import torch
 from torch import equal
 
 from arvid.pipeline import Pipeline, Request
+from arvid.rollout.routers import ROUTERS
 from arvid.rollout.session import Session
 from arvid.serve.direction import RECENT, SPARSE, Direction, bytes_of
 from arvid.serve.knobs import shared, with_fps, with_tau
+from arvid.spec import build
 from arvid.types import Block
 from serve.running import OTHER, PROMPT
 
@@ -108,6 +110,7 @@ def test_knobs_keep_what_all_rules_know() -> None:
         "hold:fps=7.5,horizon=2", "hold:fps=15,horizon=2",
     ]  # fmt: skip
     assert shared("reward:tau=0.5", 3) == "reward:tau=0.5"
+    assert build(shared("hold:fps=1e308", 9), ROUTERS, "router").check is None, "a large rate stays a number"
 
 
 def test_states_stay_few(pipeline: Pipeline) -> None:

@@ -27,7 +27,7 @@ def clips() -> tuple[Tensor, Tensor]:
 
 
 def pushed(model: CausalWan, scale: float, text: Tensor) -> Tensor:
-    forcing = GuidedForcing(model, 9, BLOCK, Window(6), scale)
+    forcing = GuidedForcing(model, 9, BLOCK, Window(6), scale=scale)
     return forcing.firsts(clips()[0], text, torch.Generator().manual_seed(2))
 
 
@@ -48,7 +48,7 @@ def test_clips_without_text_are_pushed_nowhere() -> None:
 def test_the_gradient_vanishes_exactly_at_guidance_of_that_scale(scale: float) -> None:
     """A model whose told flow is free: pulled to its target again and again, it settles at untold + s (v - untold)."""
     untold, true, told = torch.tensor(0.3), torch.tensor(-0.7), torch.tensor(0.0)
-    push = GuidedForcing(wan(), 9, BLOCK, Window(6), scale).push
+    push = GuidedForcing(wan(), 9, BLOCK, Window(6), scale=scale).push
     for _ in range(300):
         told = true + push * (told - untold)
     torch.testing.assert_close(told, untold + scale * (true - untold))
@@ -56,4 +56,4 @@ def test_the_gradient_vanishes_exactly_at_guidance_of_that_scale(scale: float) -
 
 def test_a_scale_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match=r"guidance of scale 0\.5; give 1"):
-        GuidedForcing(wan(), 9, BLOCK, Window(6), 0.5)
+        GuidedForcing(wan(), 9, BLOCK, Window(6), scale=0.5)

@@ -50,7 +50,6 @@ def memory(
     from arvid.cli import memory_run as running
     from arvid.cli.bench import level_numbers
     from arvid.cli.bench_training import numbers
-    from arvid.cli.report import STOPPED
 
     default = running.Wanted()
     named = tuple(filter(None, (name.strip() for name in policies.split(",")))) or default.policies
@@ -69,26 +68,26 @@ def memory(
     else:
         wanted = running.quick(wanted, default) if quick else wanted
         report = running.Bench(pipeline, wanted, begin, journal).run()
-    _leave(report, json_file, html_file)
+    _leave(report, json_file, html_file, journal)
+
+
+def _leave(report: dict[str, Any], json_file: Path | None, html_file: Path | None, journal: Path | None) -> None:
+    """Files and tables, unless nothing was measured; a journal only of a run that is not complete. Raises typer.Exit
+    when the run was interrupted."""
+    from arvid.cli import memory_table
+    from arvid.cli.places import write
+    from arvid.cli.report import STOPPED, write_report
+    from arvid.evals.memory_page import render
+
+    if report["rows"] or report["endurance"]:
+        if json_file:
+            write_report(report, json_file)
+        if html_file:
+            write(html_file, render(report))
+        memory_table.show(report)
     if journal and report["config"]["complete"]:
         journal.unlink()
     if report["config"]["interrupted"]:
         more = "; the same command goes on from here" if journal else ""
         typer.echo(f"interrupted{more}", err=True)
         raise typer.Exit(STOPPED)
-
-
-def _leave(report: dict[str, Any], json_file: Path | None, html_file: Path | None) -> None:
-    """Files and tables, unless nothing was measured."""
-    from arvid.cli import memory_table
-    from arvid.cli.places import write
-    from arvid.cli.report import write_report
-    from arvid.evals.memory_page import render
-
-    if not (report["rows"] or report["endurance"]):
-        return
-    if json_file:
-        write_report(report, json_file)
-    if html_file:
-        write(html_file, render(report))
-    memory_table.show(report)

@@ -107,14 +107,24 @@ class Bench:
         family = self.pipeline.family
         if family.drafter is None:
             raise ValueError(f"family {family.card.name!r} has no drafter; speculation cannot be measured with it")
-        chosen = named or (speculation.QUICK_POLICIES if self.wanted.quick else speculation.DEFAULT_POLICIES)
-        if family.reward is None and not named:
-            able = tuple(policy for policy in chosen if speculation.router_of(policy) not in speculation.SCORING)
-            errors.print(f"{family.card.name} has no reward model: {len(chosen) - len(able)} policies are left out")
-            chosen = able
+        usual = speculation.QUICK_POLICIES if self.wanted.quick else speculation.DEFAULT_POLICIES
+        chosen = named or self._able(usual)
         for policy in speculation.resolve(speculation.sampled(chosen), None):
             families.check(self.pipeline, Request(self._example(), self.wanted.seconds, router=policy))
         return tuple(dict.fromkeys((speculation.TARGET, *chosen)))
+
+    def _able(self, policies: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the benchmark's own policies that the family has the parts and the steps for."""
+        family, able = self.pipeline.family, policies
+        if family.reward is None:
+            able = tuple(policy for policy in policies if speculation.router_of(policy) not in speculation.SCORING)
+            errors.print(f"{family.card.name} has no reward model: {len(policies) - len(able)} policies are left out")
+        _, plan = self.pipeline.check(Request(self._example(), self.wanted.seconds, router=speculation.TARGET))
+        steps = len(plan[-1].sigmas) - 1
+        fitting = tuple(policy for policy in able if int(speculation.option_of(policy, "repair") or 0) <= steps)
+        if len(fitting) < len(able):
+            errors.print(f"{family.card.name} walks {steps} steps: {len(able) - len(fitting)} policies are left out")
+        return fitting
 
     def _example(self) -> str:
         return speculation.draw_prompts(1, self.wanted.levels, "example")[0]

@@ -77,7 +77,7 @@ class Take:
 
 def _take(pipeline: Pipeline, request: Request, label: str, display: Display) -> Take:
     from arvid.cli.families import check
-    from arvid.cli.report import Recorder, world_of
+    from arvid.cli.report import Recorder
     from arvid.video import Album
 
     recorder, album = Recorder(), Album(pipeline.family.card.fps, 1 << 20)
@@ -88,7 +88,7 @@ def _take(pipeline: Pipeline, request: Request, label: str, display: Display) ->
             display.block(recorder.rows[-1])
     display.end(recorder.totals(), [])
     strip = album.strip(label)
-    score = _judged(strip, request.prompt) if world_of(pipeline.family.card) == "shapes" else None
+    score = _judged(strip, request.prompt) if pipeline.family.card.world == "shapes" else None
     return Take(request, recorder, strip, score)
 
 

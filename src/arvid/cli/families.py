@@ -19,7 +19,6 @@ from arvid.caches.positions import POSITIONS
 from arvid.cli import doctor
 from arvid.cli.needs import Ask, needs_of, parts_as_found, parts_of
 from arvid.cli.options import Parts, Running
-from arvid.cli.report import world_of
 from arvid.families import Source, bytes_at, find, is_checkpoint, open_family, open_packaged, overlapped
 from arvid.families import directory_of as directory_of
 from arvid.models.family import Card, read_card
@@ -157,7 +156,7 @@ def doubts(family: Family, prompt: str) -> str:
     if surplus := _unread(family, prompt):
         return surplus
     strange = family.text.unknown(prompt) if isinstance(family.text, TextEncoder) else []
-    shapes, empty = world_of(family.card) == "shapes", False
+    shapes, empty = family.card.world == "shapes", False
     if shapes:
         seen = {stem for word in strange for stem in grammar.words(word)}
         try:

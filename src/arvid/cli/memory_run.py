@@ -33,7 +33,7 @@ from arvid.caches.positions import POSITIONS
 from arvid.cli import families
 from arvid.cli.endurance import endure
 from arvid.cli.journal import Journal
-from arvid.cli.report import Row, head, world_of
+from arvid.cli.report import Row, head
 from arvid.evals import memory, memory_rows
 from arvid.evals import memory_scenes as scenes
 from arvid.evals.memory import Cell, Film, Script, Shape
@@ -151,7 +151,7 @@ def endurance(pipeline: Pipeline, wanted: Wanted, blocks: int) -> Row:
             if row is None or row["blocks"] < blocks:
                 break
     config = {
-        "benchmark": "memory", "model": pipeline.family.card.name, "world": world_of(pipeline.family.card),
+        "benchmark": "memory", "model": pipeline.family.card.name, "world": pipeline.family.card.world or None,
         "trained_frames": make.shape.trained, "block": make.shape.block, "prompts": [prompt],
         "specs": {cell.policy: cell.past for cell in cells}, "complete": len(found) == len(cells),
         "interrupted": len(found) < len(cells) or found[-1]["blocks"] < blocks,
@@ -183,8 +183,11 @@ class Bench:
 
     def __init__(self, pipeline: Pipeline, wanted: Wanted, begin: float, journal: Path | None = None) -> None:
         card = pipeline.family.card
-        if world_of(card) != "shapes":
-            raise ValueError(f"family {card.name!r} was not trained on the shapes world; its oracle cannot mark it")
+        if card.world != "shapes":
+            raise ValueError(
+                f"family {card.name!r} has world {card.world!r} in its card, expected 'shapes', whose oracle marks its "
+                "videos; where it was trained on that world, say so in card.json"
+            )
         self.pipeline, self.make = pipeline, PipelineMaker(pipeline)
         self.shape = self.make.shape
         self.until = begin + QUICK_SECONDS if wanted.quick else float("inf")
@@ -343,7 +346,7 @@ class Bench:
     def _config(self, prompts: list[str]) -> Row:
         wanted, card = self.wanted, self.pipeline.family.card
         return {
-            "benchmark": "memory", "model": card.name, "world": world_of(card), "levels": list(wanted.levels),
+            "benchmark": "memory", "model": card.name, "world": card.world or None, "levels": list(wanted.levels),
             "block": card.block, "trained_frames": card.trained_frames, "fps": card.fps,
             "budgets": list(wanted.budgets), "horizons": list(wanted.horizons), "positions": list(wanted.positions),
             "window": f"frames of {card.trained_frames} latent frames, from the first on, without overlap",

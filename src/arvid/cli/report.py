@@ -33,14 +33,7 @@ from arvid.types import Block
 SCHEMA = 1
 STOPPED = 130
 """Exit code of a run that Ctrl-C ended."""
-WORLDS = {"embedded": "shapes"}
-"""The world a family was trained on, by the first word of its name."""
 Row = dict[str, Any]
-
-
-def world_of(card: Card) -> str | None:
-    """The procedural world of a family, None for a family of the wide world."""
-    return WORLDS.get(card.name.split("-")[0])
 
 
 def outcome(row: Row) -> str:
@@ -130,7 +123,12 @@ def run_of(request: Request, card: Card, recorder: Recorder, drafter: str = "") 
     """What was asked for and what came of it: config, blocks, totals, speed, interrupted. `drafter` is the directory
     that was named for it, if one was."""
     return {
-        "config": {**described(request, card), "drafter": drafter or None, "world": world_of(card), "fps": card.fps},
+        "config": {
+            **described(request, card),
+            "drafter": drafter or None,
+            "world": card.world or None,
+            "fps": card.fps,
+        },
         "blocks": recorder.rows,
         "totals": recorder.totals(),
         "speed": speed_of(request, card, recorder.rows, recorder.device),

@@ -10,13 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from arvid.evals import compare
-from arvid.evals.drawing import COLOURS, as_svg, plain, shown
+from arvid.evals.drawing import COLOURS, PAGES, as_svg, plain, shown
 
-TEMPLATE = Path(__file__).with_name("gallery.html")
 SHOWN_CASES = 4
 WIDE = 4
 """Small plots next to each other."""
@@ -37,13 +35,10 @@ def render(
     """The page as one self-contained HTML text. `find` gives the file of a clip's row, None where it is gone; `axes`
     names those of the Pareto plot (empty: as fits); at most `most` pairs are shown with players."""
     x, y = compare.axes_of(reports, compared, *axes)
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = number
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     metrics = [*dict.fromkeys(row["metric"] for row in compared["rows"] if row["value"] is not None)]
-    return template.render(
+    return PAGES.get_template("gallery.html").render(
         reports=reports, names=names, compared=compared, colours=dict(zip(names, COLOURS * 9, strict=False)),
-        pareto=pareto(reports, names, compared, x, y), axes=(x, y), bars=bars(compared, names, metrics),
+        pareto=pareto(reports, names, compared, x, y), axes=(x, y), bars=bars(compared, names, metrics), number=number,
         curves=drawn_curves(reports, names, metrics), cases=cases(reports, names, compared, find, most),
         table=[(name, [row for row in compared["rows"] if row["metric"] == name]) for name in metrics],
         about=reports[0]["protocol"]["metrics"],

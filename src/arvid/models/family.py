@@ -2,7 +2,7 @@
 
 Knows: which files a family has and what its card says. Does not know: rewards, routing, how parts work together.
 
-    card.json            sizes, steps, past, proportions (`Card`)
+    card.json            world, sizes, steps, past, proportions (`Card`)
     target.safetensors   drafter.safetensors   vae.safetensors
     text/                tokenizer and text encoder
     reward/              frame reward; latent_judge/ and block_judge/ judges of whole blocks, where there are any
@@ -38,12 +38,20 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Card:
+class Origin:
+    """What a family is called, and the procedural world it was trained on (`shapes`; empty: none that is known). Cards
+    written before there was a word for the world have none."""
+
+    name: str
+    world: str = field(default="", kw_only=True)
+
+
+@dataclass(frozen=True)
+class Card(Origin):
     """What a family is and how it wants to be run: latent frames per block and in training, pixel size, frames per
     second, passes (their number, or a list of timesteps) and their step rule, cache policy, router, and the constructor
     arguments of its parts."""
 
-    name: str
     block: int
     trained_frames: int
     size: tuple[int, int]
@@ -78,7 +86,7 @@ def _checked(card: Card) -> Card:
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is {value!r}, expected a whole number of at least 1")
-    for name in ("name", "step", "past", "router"):
+    for name in ("name", "world", "step", "past", "router"):
         if not isinstance(getattr(card, name), str):
             raise ValueError(f"{name} is {getattr(card, name)!r}, expected text")
     if not isinstance(card.parts, dict) or not all(isinstance(part, dict) for part in card.parts.values()):

@@ -42,6 +42,8 @@ from arvid.worlds.grammar import SHAPES, SIZES, THING_COLOURS
 Report = Callable[[dict[str, float]], None]
 CPU = torch.device("cpu")
 FRAMES, WINDOW = 21, 9
+WINDOWS = (6, WINDOW, WINDOW, 12, 18)
+"""Frames of the past on view in training, one of them a step; 18 is all there is."""
 LABELS = ("classes", "velocity")
 """What is known of cells, as `world.labels` names it."""
 
@@ -281,7 +283,7 @@ def flow(runs: Path, name: str, config: WanConfig, steps: int, batch: int, rate:
     """A transformer by teacher forcing on the latents of `latents`."""
     data, model = Encoded(runs, batch), begun(config, runs / name)
     reader = CellReader(config.dim, config.patch_size[1:], (len(SHAPES) + 1, len(SIZES) + 1, len(THING_COLOURS) + 1))
-    forcing = GuidedForcing(model, FRAMES, BLOCK, Window(WINDOW), GUIDANCE)
+    forcing = GuidedForcing(model, FRAMES, BLOCK, *map(Window, WINDOWS), scale=GUIDANCE)
     objective = ReadForcing(forcing, reader, model.blocks[config.num_layers // 2])
     trained = nn.ModuleDict({"model": model, "reader": reader})
     average = train(trained, objective, data, flow_settings(steps, rate), runs / name, None, report)
@@ -350,6 +352,7 @@ def pack(runs: Path, sizes: Sizes, report: Report) -> None:
 
 CARD = Card(
     name="embedded",
+    world="shapes",
     block=BLOCK,
     trained_frames=FRAMES,
     size=(shapes.SIZE, shapes.SIZE),

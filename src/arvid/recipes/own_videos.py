@@ -228,7 +228,7 @@ def pack(runs: Path, sizes: Sizes, report: Report) -> None:
         shutil.copyfile(runs / part / "model.safetensors", out / f"{part}.safetensors")
     made = {part: card.parts[part] for part in ("vae", *parts)}
     router = card.router if "drafter" in parts else "target"
-    told = replace(card, name=sizes.name, router=router, parts=made)
+    told = replace(card, name=sizes.name, world="", router=router, parts=made)
     (out / "card.json").write_text(json.dumps(asdict(told), indent=2) + "\n", encoding="utf-8")
     report({"bytes": float(sum(path.stat().st_size for path in out.rglob("*") if path.is_file()))})
 

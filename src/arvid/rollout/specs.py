@@ -6,7 +6,8 @@ blocks are made, how scores come about.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 from torch import Tensor
@@ -20,6 +21,8 @@ REFINED, REPAIRED, VERIFIED = "refined", "repaired", "verified"
 ACCEPTED = Verdict("accept")
 MOST_STEPS = 1000
 """Passes of one walk: a timestep each on the scale that networks are told."""
+LIMITS = ("delta", "once", "tau")
+"""Options that may be infinite: each then means what another router does."""
 FRAME = "frame"
 """The judge that scores single frames; all others score whole blocks."""
 
@@ -62,10 +65,11 @@ class Check:
 @dataclass(frozen=True, kw_only=True)
 class Spec:
     """Options every router has. `repair=k`: a rejected block resumes from the draft after k steps (T-Stitch order;
-    -1 redoes it from noise). `refine=a+b`: instead, the draft is re-noised to level a and walks a, b, 0.
-    `steps`, `first_steps`, `draft_steps`: passes of the target, of the target on block 0, of the drafter; 0 takes the
-    levels of the plan, which are the model's own unless `steps` says otherwise. `commit=last` keeps the keys of the
-    last pass instead of paying a clean one; `level` is the noise level of clean commits."""
+    all of them keep the draft, -1 redoes it from noise). `refine=a+b`: instead, the draft is re-noised to level a and
+    walks a, b, 0. `steps`, `first_steps`, `draft_steps`: passes of the target, of the target on block 0, of the
+    drafter; 0 takes the levels of the plan, which are the model's own unless `steps` says otherwise. `commit=last`
+    keeps the keys of the last pass instead of paying a clean one; `level` is the noise level of clean commits. Numbers
+    are finite, but for LIMITS. Raises ValueError for what cannot be."""
 
     repair: int = -1
     refine: tuple[float, ...] = ()
@@ -76,6 +80,9 @@ class Spec:
     level: float = 0.0
 
     def __post_init__(self) -> None:
+        for name, value in ((field.name, getattr(self, field.name)) for field in fields(self)):
+            if isinstance(value, float) and not math.isfinite(value) and (math.isnan(value) or name not in LIMITS):
+                raise ValueError(f"{name}={value} is not finite; give a number ({', '.join(LIMITS)} may be infinite)")
         if self.commit not in ("clean", "last"):
             raise ValueError(f"commit={self.commit!r}; known: clean, last")
         if not all(0 < level <= 1 for level in self.refine) or list(self.refine) != sorted(set(self.refine))[::-1]:
@@ -96,6 +103,14 @@ class Spec:
     def remedies(self) -> bool:
         """Whether a rejected draft is mended rather than redone."""
         return bool(self.refine) or self.repair >= 0
+
+    def check_repair(self, steps: int) -> None:
+        """Raises ValueError when drafts of so many passes end before a repair would begin."""
+        if self.repair > steps:
+            raise ValueError(
+                f"repair={self.repair} of a draft of {steps} steps; give at most {steps} (which keeps the draft), "
+                "or -1 to redo it from noise"
+            )
 
     @property
     def check(self) -> Check | None:

@@ -30,7 +30,8 @@ Shape = tuple[int, int, int, int]
 class Speculator:
     """A `Proposer` of two walkers; `shape` is (batch, channels, height, width) of the latents, which live where
     the condition lives. Without a drafter every block is the target's. A draft of a number of passes of its own walks
-    the levels of `shift`, as the plan's do."""
+    the levels of `shift`, as the plan's do. A plan is known by its moves only: `propose` raises ValueError before the
+    first draft that is shorter than the router's repair."""
 
     def __init__(
         self, spec: Spec, target: FlowWalker, drafter: FlowWalker | None, shape: Shape, clock: Clock, seed: int = 0,
@@ -46,6 +47,7 @@ class Speculator:
         pick = self._spec.pick(move.index, self._seed)
         if pick == TARGET or self._drafter is None:
             return self._from_noise(move, condition, noise)
+        self._spec.check_repair(len(move.sigmas) - 1)
         draft = self._draft(self._drafter, move, condition, noise)
         if pick == REMEDY:
             return self._mend(move, condition, noise, draft)
@@ -98,7 +100,7 @@ class Speculator:
         with self._clock.measure("target"):
             if spec.refine:
                 return replace(self._refine(move, condition, noise, draft), source=REFINED)
-            if spec.repair >= len(move.sigmas) - 1:
+            if spec.repair == len(move.sigmas) - 1:
                 return replace(draft, source=REPAIRED, memory=(), verdict=None)  # its keys are the drafter's
             x, sigmas = draft.trajectory[spec.repair], move.sigmas[spec.repair :]
             walked = self._target.walk(move, x, sigmas, condition, noise, key=spec.repair)

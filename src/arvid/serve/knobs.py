@@ -5,6 +5,8 @@ Knows: which options all routers share, how they are kept when the rule changes.
 
 from __future__ import annotations
 
+import sys
+
 COMMON = ("repair", "refine", "draft_steps", "steps", "first_steps", "commit", "level")
 """Options that mean the same in every router that scores."""
 SCORED = ("by", "aggregate")
@@ -27,7 +29,8 @@ def shared(router: str, sessions: int) -> str:
     if name != "hold" or sessions < 2:
         return router
     options = dict(part.split("=", 1) for part in rest.split(","))
-    return _joined(name, {**options, "fps": f"{float(options['fps']) * sessions:g}"})
+    fps = min(float(options["fps"]) * sessions, sys.float_info.max)  # a router's frame rate is finite
+    return _joined(name, {**options, "fps": f"{fps:g}"})
 
 
 def _kept(router: str, names: tuple[str, ...]) -> dict[str, str]:

@@ -19,11 +19,11 @@ class GuidedForcing(TeacherForcing):
     """Teacher forcing whose first blocks of other clips learn guidance of a scale; later blocks, whose past tells them
     what to go on with, learn the plain flow."""
 
-    def __init__(self, model: FlowModel, frames: int, block: int, policy: Policy, scale: float = 2.0) -> None:
+    def __init__(self, model: FlowModel, frames: int, block: int, *policies: Policy, scale: float = 2.0) -> None:
         """Raises ValueError for a scale below 1."""
         if scale < 1:
             raise ValueError(f"guidance of scale {scale}; give 1 (none) or more")
-        super().__init__(model, frames, block, policy)
+        super().__init__(model, frames, block, *policies)
         self.push = 1 - 1 / scale
 
     def firsts(self, z_NTCHW: Tensor, text_NSD: Tensor, generator: torch.Generator) -> Tensor:

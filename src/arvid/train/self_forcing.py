@@ -5,8 +5,8 @@ what the window is compared with (a loss is given it), architectures, pixels. So
 algorithm 1); Self-Forcing++ (2510.02283, algorithm 1).
 
 One draw ends all walks of a rollout at the same part of their levels, and the clean estimate there is the block. The
-gradient runs through that last pass of a block and through nothing else: what came before it in the walk, and the
-past, which is written from detached blocks, are constants. The past is the rolling one of generation.
+gradient runs through that last pass of a block (or the last few) and through nothing else: what came before it in the
+walk, and the past, which is written from detached blocks, are constants. The past is the rolling one of generation.
 
 A window starts at any block of the longest rollout with the same probability. Since no block depends on a later one,
 this is both the last frames of a rollout of random length (Self-Forcing) and a random window of a long one
@@ -27,9 +27,13 @@ from arvid.rollout.loop import rollout
 from arvid.rollout.stage import Clock, Stage
 from arvid.samplers.noise import INITIAL, SeededNoise
 from arvid.samplers.plans import sequential
-from arvid.samplers.steps import renoise
+from arvid.samplers.steps import Step, renoise
 from arvid.train.flow import FlowModel, halved, lend
 from arvid.types import Block, Condition, DecoderState, Estimate, Move, Noise, Plan, Proposal, Span, Verdict, View
+
+
+LAST = 1 - 2**-20
+"""The part of a walk that is all of it."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +74,17 @@ class Drawn:
 
 
 class Student:
-    """A `Proposer` of one walker whose last pass of a block carries the gradient, for blocks of `learned` only.
+    """A `Proposer` of one walker whose last `deep` passes of a block carry the gradient, for blocks of `learned` only.
     `shape` is (batch, channels, height, width) of the latents, which live where the text lives."""
 
-    def __init__(self, walker: FlowWalker, shape: tuple[int, int, int, int], learned: Span) -> None:
-        self._walker, self._shape, self._learned = walker, shape, learned
+    def __init__(self, walker: FlowWalker, shape: tuple[int, int, int, int], learned: Span, deep: int = 1) -> None:
+        self._walker, self._shape, self._learned, self._deep = walker, shape, learned, deep
 
     def propose(self, move: Move, condition: Condition, noise: Noise, rejected: Proposal | None = None) -> Proposal:
         """The block of a move; nobody rejects it."""
         batch, channels, height, width = self._shape
-        early = move.sigmas[:-1]
+        late = max(len(move.sigmas) - 1 - self._deep, 0)
+        early = move.sigmas[: late + 1]
         with torch.no_grad():
             self._walker.catch_up(noise)
             x_BTCHW = noise.draw(move.index, INITIAL, (batch, len(move.span), channels, height, width))
@@ -88,7 +93,7 @@ class Student:
                 x_BTCHW = self._walker.walk(move, x_BTCHW, early, condition, noise).trajectory[-1]
         learns = self._learned.start <= move.span.start and move.span.stop <= self._learned.stop
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-            return self._walker.walk(move, x_BTCHW, move.sigmas[-2:], condition, noise, key=len(early) - 1)
+            return self._walker.walk(move, x_BTCHW, move.sigmas[late:], condition, noise, key=late)
 
     def commit(self, move: Move, proposal: Proposal, condition: Condition) -> None:
         """The block as a constant; it is written before the next walk."""
@@ -96,15 +101,18 @@ class Student:
 
 
 class SelfForcing:
-    """Windows of rollouts of the model that is trained. `policy` and `sigmas` are those of generation, `first` the
-    levels of the first block if they are others, `shape` (channels, height, width) of a latent frame."""
+    """Windows of rollouts of the model that is trained. `policy`, `sigmas` and `step` are those of generation, `first`
+    the levels of the first block if they are others, `shape` (channels, height, width) of a latent frame. The last
+    `deep` passes of a block carry the gradient; all walks end at `part` of their levels (None: at a part that is drawn).
+    """
 
     def __init__(
         self, model: FlowModel, policy: Policy, horizon: Horizon, shape: tuple[int, int, int],
         sigmas: tuple[float, ...], first: tuple[float, ...] | None = None,
+        step: Step = renoise, deep: int = 1, part: float | None = None,
     ) -> None:  # fmt: skip
         self.model, self.policy, self.horizon, self.shape = model, policy, horizon, shape
-        self.sigmas, self.first = sigmas, first
+        self.sigmas, self.first, self.step, self.deep, self.part = sigmas, first, step, deep, part
         sequential(horizon.total, horizon.block, sigmas, first)
 
     def __call__(self, text_BSD: Tensor, generator: torch.Generator) -> Tensor:
@@ -117,7 +125,8 @@ class SelfForcing:
         """Window, end and seed of the next rollout, each uniform."""
         starts = self.horizon.starts
         start = starts[int(torch.randint(len(starts), (), generator=generator))]
-        part = float(torch.rand((), generator=generator, dtype=torch.float64))
+        drawn = float(torch.rand((), generator=generator, dtype=torch.float64))
+        part = drawn if self.part is None else self.part
         seed = int(torch.randint(2**62, (), generator=generator))
         return Drawn(Span(start, start + self.horizon.frames), part, seed)
 
@@ -130,17 +139,17 @@ class SelfForcing:
         """The rollout, block by block; those of the window carry gradients."""
         clock = Clock()
         past = Store(self.policy, self.horizon.block)
-        walker = FlowWalker("student", _Reader(self.model, text_BSD), past, renoise, clock)
+        walker = FlowWalker("student", _Reader(self.model, text_BSD), past, self.step, clock)
         late = self.horizon.lead if drawn.window.start else 0
         learned = Span(drawn.window.start + late, drawn.window.stop)
-        proposer = Student(walker, (text_BSD.shape[0], *self.shape), learned)
+        proposer = Student(walker, (text_BSD.shape[0], *self.shape), learned, self.deep)
         conditioner = _Constant(Condition("", text_BSD))
         stage = Stage(_Undecoded(), clock)
         return rollout(self.plan(drawn), proposer, _Accepting(), conditioner, SeededNoise(drawn.seed), stage)
 
 
 def ended(sigmas: tuple[float, ...], part: float) -> tuple[float, ...]:
-    """Levels of a walk that ends, with its clean estimate, at `part` in [0, 1) of its passes."""
+    """Levels of a walk that ends, with its clean estimate, at `part` in [0, 1) of its passes (the whole walk: LAST)."""
     return (*sigmas[: int(part * (len(sigmas) - 1)) + 1], 0.0)
 
 

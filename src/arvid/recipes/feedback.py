@@ -1,0 +1,181 @@
+"""The recipe of reward feedback: a reader of blocks, and transformers that learn from what their own blocks show.
+
+Knows: where clips, autoencoder and transformers of a run lie, sizes, rates, which prompts are kept apart. Does not
+know: distances (train/asking.py), objectives (train/feedback.py), rollouts, the oracle.
+
+`reader` writes `runs/reader/`; `target` and `drafter` read `runs/START/model.safetensors` and write
+`runs/START-feedback/`, which `arvid train embedded --stage pack` prefers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from arvid.caches.window import Window
+from arvid.models.family import load_autoencoder
+from arvid.recipes.distill import trained
+from arvid.recipes.embedded import CARD, CPU, FIRSTS, FRAMES, GUIDANCE, LABELS, PART, WINDOW, WINDOWS, Encoded, Report
+from arvid.recipes.transformers import keep, read
+from arvid.recipes.world import BLOCK, plain
+from arvid.samplers.grids import few_step
+from arvid.samplers.steps import STEPS
+from arvid.train.asking import Asked, Asking, BlockReader, BlockReading, LabelledBlocks, asked, distance
+from arvid.train.feedback import Feedback, FeedbackBatch
+from arvid.train.flow import FlowBatch
+from arvid.train.guidance import GuidedForcing
+from arvid.train.reading import Told
+from arvid.train.self_forcing import LAST, Horizon, SelfForcing
+from arvid.train.trainer import TrainConfig, train
+from arvid.worlds.grammar import parse
+
+APART = 128
+"""First blocks, the last of all, whose prompts nothing is learned from."""
+DEEP = 2
+"""Passes of a walk that carry a gradient; the whole of it gave gradients twenty times as long and taught nothing."""
+LONG = 9
+"""Latent frames of a later window: blocks of one rollout that are learned from together."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything: prompts of a step that shows first blocks, and of one that shows a window of a longer
+    rollout; whole clips of a step's anchor; `rate` is the learning rate."""
+
+    reader_steps: int = 1500
+    target_steps: int = 450
+    drafter_steps: int = 450
+    firsts: int = 32
+    longer: int = 12
+    batch: int = 2
+    rate: float = 2e-4
+
+
+# ---------------------------------------------------------------- reading
+
+
+class Blocks:
+    """Labelled blocks: first blocks on even steps, blocks of whole clips on odd ones; a pure function of the step."""
+
+    def __init__(self, runs: Path, batch: int = 64) -> None:
+        self.batch = batch
+        self.rows = [
+            tuple(read(runs, key) for key in (kind, *(f"{kind}_{what}" for what in LABELS)))
+            for kind in ("first", "latents")
+        ]
+
+    def __call__(self, step: int) -> LabelledBlocks:
+        """The batch of a step."""
+        rng, kind = np.random.default_rng([29, step]), step % 2
+        rows = self.rows[kind]
+        apart = APART if kind == 0 else round(APART * PART / FIRSTS)
+        which = rng.integers(0, len(rows[0]) - apart, self.batch)
+        starts = rng.integers(0, rows[0].shape[1] - BLOCK + 1, self.batch)
+        z, classes, velocity = (
+            torch.stack([row[i, start : start + BLOCK] for i, start in zip(which, starts, strict=True)]) for row in rows
+        )
+        everywhere = torch.ones(z.shape[:2]).bool()
+        moving = everywhere & (torch.arange(BLOCK) >= 1 - kind)  # nothing is known of how a film's first frame moves
+        return LabelledBlocks(z.float(), Told(classes, velocity.float(), everywhere), moving)
+
+
+def reader(runs: Path, sizes: Sizes, report: Report) -> None:
+    """The reader of blocks."""
+    torch.manual_seed(0)
+    model = BlockReader(read(runs, "latents", 1).shape[2], BLOCK).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    config = TrainConfig(sizes.reader_steps, 2e-3, warmup=50, average=0.99, save_every=200, log_every=50)
+    average = train(model, BlockReading(model), Blocks(runs), config, runs / "reader", None, report)
+    save_file({name: value.contiguous() for name, value in average.items()}, runs / "reader" / "model.safetensors")
+
+
+def read_by(runs: Path) -> Asking:
+    """What the trained reader says. Raises ValueError when there is none."""
+    path = runs / "reader" / "model.safetensors"
+    if not path.is_file():
+        raise ValueError(f"no reader in {path}; train it first: `arvid train feedback --stage reader`")
+    weights = load_file(path)
+    model = BlockReader(weights["stem.weight"].shape[1] // BLOCK, BLOCK)
+    model.load_state_dict(weights)
+    return Asking(model.to(memory_format=torch.channels_last).eval().requires_grad_(False))  # type: ignore[call-overload]
+
+
+# ---------------------------------------------------------------- learning
+
+
+class Shown:
+    """Prompts to be shown, first blocks and longer windows in turn, and clips for the anchor."""
+
+    def __init__(self, runs: Path, sizes: Sizes) -> None:
+        self.text, self.clips, self.counts = (
+            read(runs, "first_text"),
+            Encoded(runs, sizes.batch),
+            (sizes.firsts, sizes.longer),
+        )
+        self.asked: Asked = asked([parse(plain(1000000 + number).prompt).scene for number in range(len(self.text))])
+
+    def __call__(self, step: int) -> FeedbackBatch[FlowBatch]:
+        """The batch of a step: a pure function of it."""
+        kind = step % 2
+        drawn = np.random.default_rng([31, step]).integers(0, len(self.text) - APART, self.counts[kind])
+        which = torch.from_numpy(drawn)
+        return FeedbackBatch(self.text[which].float(), self.asked[which], kind, self.clips(step).clips)
+
+
+def again(runs: Path) -> Callable[[Tensor], Tensor]:
+    """Latents through the autoencoder and back, in half precision, every block as the beginning of a stream."""
+    codec = load_autoencoder(runs / "decoder", CARD, CPU).to(torch.bfloat16).channels_last().requires_grad_(False)
+
+    def through(z_NTCHW: Tensor) -> Tensor:
+        frames, _ = codec.decode(z_NTCHW.to(torch.bfloat16))
+        return codec.encode(frames.clamp(-1, 1)).float()
+
+    return through
+
+
+def fed(runs: Path, start: str, steps: int, sizes: Sizes, report: Report) -> None:
+    """A transformer that learns from its own blocks."""
+    model, source = trained(runs, start), Shown(runs, sizes)
+    shape = tuple(read(runs, "latents", 1).shape[2:])
+    first, longer = (
+        SelfForcing(
+            model, Window(WINDOW), Horizon(frames, total, BLOCK), (shape[0], shape[1], shape[2]),
+            few_step(CARD.steps if isinstance(CARD.steps, int) else 4), step=STEPS[CARD.step], deep=DEEP, part=LAST,
+        )
+        for frames, total in ((BLOCK, BLOCK), (LONG, FRAMES))
+    )  # fmt: skip
+    forcing = GuidedForcing(model, FRAMES, BLOCK, *map(Window, WINDOWS), scale=GUIDANCE)
+    objective = Feedback((first, longer), again(runs), read_by(runs), BLOCK, forcing)
+
+    def numbers(_: nn.Module) -> dict[str, float]:
+        with torch.no_grad():
+            text, scenes = source.text[-APART:].float(), source.asked[torch.arange(-APART, 0)]
+            terms = objective.terms(first(text, torch.Generator().manual_seed(1)), scenes)
+            return {"held_distance": float(distance(terms).mean())} | {
+                f"held_{name}": float(term.mean()) for name, term in terms.items()
+            }
+
+    config = TrainConfig(
+        steps, sizes.rate, warmup=20, average=0.98, weight_decay=0.0, save_every=50, log_every=10
+    )  # fmt: skip
+    average = train(model, objective, source, config, runs / f"{start}-feedback", numbers, report)
+    keep(average, runs / f"{start}-feedback")
+
+
+def target(runs: Path, sizes: Sizes, report: Report) -> None:
+    """The target."""
+    fed(runs, "target", sizes.target_steps, sizes, report)
+
+
+def drafter(runs: Path, sizes: Sizes, report: Report) -> None:
+    """The drafter."""
+    fed(runs, "drafter", sizes.drafter_steps, sizes, report)
+
+
+STAGES: dict[str, Callable[[Path, Sizes, Report], None]] = {"reader": reader, "target": target, "drafter": drafter}
+"""Stages in the order in which they need each other."""
