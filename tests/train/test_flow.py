@@ -78,6 +78,21 @@ def test_training_computes_what_a_cached_rollout_computes(policy: Policy) -> Non
             store.commit(span, model(past[:, part], past_sigma[:, part], condition, view, span).memory)
 
 
+def test_a_step_draws_one_of_several_policies() -> None:
+    model, policies = wan(), (Window(3), Window(6), Full())
+    batch = FlowBatch(torch.randn(2, FRAMES, CHANNELS, SIDE, SIDE), torch.randn(2, 5, 8))
+    varied = TeacherForcing(model, FRAMES, BLOCK, *policies)
+    drawn = []
+    with torch.no_grad():
+        for seed in range(12):
+            generator = torch.Generator().manual_seed(seed)
+            which = int(torch.randint(3, (), generator=generator))
+            alone = TeacherForcing(model, FRAMES, BLOCK, policies[which])(batch, generator)["loss"]
+            assert torch.equal(varied(batch, torch.Generator().manual_seed(seed))["loss"], alone)
+            drawn.append(which)
+    assert set(drawn) == {0, 1, 2}
+
+
 def test_every_weight_learns_in_fp32_though_passes_run_in_half_precision() -> None:
     model = wan()
     objective = TeacherForcing(model, FRAMES, BLOCK, Full())

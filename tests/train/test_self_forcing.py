@@ -18,8 +18,8 @@ from arvid.rollout.stage import Clock
 from arvid.samplers.grids import few_step
 from arvid.samplers.noise import SeededNoise
 from arvid.samplers.plans import sequential
-from arvid.samplers.steps import renoise
-from arvid.train.self_forcing import Drawn, Horizon, SelfForcing, ended
+from arvid.samplers.steps import Step, euler, renoise
+from arvid.train.self_forcing import LAST, Drawn, Horizon, SelfForcing, ended
 from arvid.types import Condition, Estimate, Span, View
 
 BLOCK, CHANNELS, SIDE = 3, 2, 2
@@ -72,6 +72,19 @@ def test_one_pass_of_every_block_of_the_window_carries_a_gradient(part: float, s
     assert graded == [(frame, pytest.approx(LEVELS[steps - 1])) for frame in range(start, window.stop, BLOCK)]
     assert [block.latents_BTCHW.requires_grad for block in blocks] == [b.move.span.start >= start for b in blocks]
     assert not any(carries for *_, carries in toy.passes), "nothing the past holds carries one"
+
+
+@pytest.mark.parametrize("deep", [1, 2, 4, 9])
+def test_the_last_passes_carry_the_gradient_of_a_deeper_rollout(deep: int) -> None:
+    toy = Toy()
+    list(forcing(toy, Horizon(3, 6, BLOCK), deep=deep, part=LAST).blocks(Drawn(Span(3, 6), LAST, 1), text()))
+    graded = [(frame, pytest.approx(level)) for frame, level, _, graded, _ in toy.passes if graded]
+    assert graded == [(3, level) for level in LEVELS[max(4 - deep, 0) : 4]]
+
+
+def test_a_part_that_is_given_is_not_drawn() -> None:
+    maker, generator = forcing(Toy(), Horizon(3, 6, BLOCK), part=LAST), torch.Generator().manual_seed(0)
+    assert {ended(LEVELS, maker.draw(generator).part) for _ in range(50)} == {LEVELS}
 
 
 def test_no_gradient_reaches_an_earlier_block() -> None:
@@ -178,15 +191,20 @@ def test_horizons_that_make_no_sense_are_refused() -> None:
 # ---------------------------------------------------------------- training = generation
 
 
+@pytest.mark.parametrize("step", [renoise, euler])
+@pytest.mark.parametrize("deep", [1, 3])
 @pytest.mark.parametrize("policy", [Full(), Window(4, sink=2)], ids=str)
-def test_a_training_rollout_that_walks_to_the_end_is_the_rollout_of_inference(policy: Policy) -> None:
+def test_a_training_rollout_that_walks_to_the_end_is_the_rollout_of_inference(
+    policy: Policy, deep: int, step: Step
+) -> None:
     """Bit for bit: a model in bf16, walked by the engine through all levels."""
     model = CausalWan(WanConfig(24, 48, 2, 2, 8, 5, CHANNELS, CHANNELS, 16)).eval()
     words = torch.randn(2, 5, 8)
     with torch.no_grad():
         drawn = Drawn(Span(3, 9), 0.9, 5)
-        rolled = [b.latents_BTCHW for b in forcing(model, Horizon(6, 9, BLOCK), policy).blocks(drawn, words)]
-        walker = FlowWalker("target", model.to(torch.bfloat16), Store(policy, BLOCK), renoise, Clock())
+        maker = forcing(model, Horizon(6, 9, BLOCK), policy, step=step, deep=deep)
+        rolled = [b.latents_BTCHW for b in maker.blocks(drawn, words)]
+        walker = FlowWalker("target", model.to(torch.bfloat16), Store(policy, BLOCK), step, Clock())
         condition, noise = Condition("words", words), SeededNoise(5)
         for move, block in zip(sequential(9, BLOCK, LEVELS), rolled, strict=True):
             x = noise.draw(move.index, 0, (2, BLOCK, *SHAPE))

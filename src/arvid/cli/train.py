@@ -21,6 +21,7 @@ from arvid.cli.places import folder_for
 RECIPES = {
     "embedded": "arvid.recipes.embedded",
     "distill": "arvid.recipes.distill",
+    "feedback": "arvid.recipes.feedback",
     "judges": "arvid.recipes.judges",
     "own_videos": "arvid.recipes.own_videos",
     "compressors": "arvid.recipes.compressors",

@@ -335,14 +335,16 @@ def reward(runs: Path, sizes: Sizes, report: Report) -> None:
 
 
 def pack(runs: Path, sizes: Sizes, report: Report) -> None:
-    """Put the family together in `runs/family`, in the layout of `models.family`: bf16 weights and the card."""
+    """Put the family together in `runs/family`, in the layout of `models.family`: bf16 weights and the card.
+    Transformers that `recipes.feedback` has taught come before those that it started from."""
     out = runs / "family"
     out.mkdir(parents=True, exist_ok=True)
     TextEncoder.load(runs / "text" / "encoder").save(out / "text")
     vae = load_file(runs / "decoder" / "vae.safetensors")
     save_file({name: value.to(torch.bfloat16).contiguous() for name, value in vae.items()}, out / "vae.safetensors")
     for part in ("target", "drafter"):
-        shutil.copyfile(runs / part / "model.safetensors", out / f"{part}.safetensors")
+        fed = runs / f"{part}-feedback" / "model.safetensors"
+        shutil.copyfile(fed if fed.is_file() else runs / part / "model.safetensors", out / f"{part}.safetensors")
     for name in ("reward", "latent_judge", "block_judge"):
         if (runs / name / "model").is_dir():
             shutil.copytree(runs / name / "model", out / name, dirs_exist_ok=True)

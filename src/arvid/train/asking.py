@@ -1,7 +1,7 @@
 """Asking: how far what a block of latents reads as is from what its prompt asks for.
 
-Knows: a network that reads what stands in every cell of a block, how it is trained, and how far a reading is from a
-scene. Does not know: where blocks come from, autoencoders, who learns from the distance (train/feedback.py), the oracle.
+Knows: a network that reads what stands in every cell of a block, how it is trained, how far a reading is from a scene.
+Does not know: where blocks come from, autoencoders, who learns from the distance (train/feedback.py), the oracle.
 
 A scene says what there is and not where, so the distance is one of sets: things of a scene have different colours,
 and the cells of a colour must be of the thing's shape and size, as many as such a thing covers, and move as it was told
@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ KINDS = (len(SHAPES) + 1, len(SIZES) + 1, len(THING_COLOURS) + 1)
 WEIGHTS = {"shape": 1.0, "size": 0.5, "cells": 1.0, "stray": 0.5, "motion": 0.5}
 """Of the terms of the distance: nats, nats, twice the log of a ratio, log nats, squared pixels per frame."""
 SLACK = 0.12
-"""How far the log of a number of cells may be from what is usual: cells are counted where a thing covers part of one."""
+"""How far the log of a number of cells may be from the usual one: a cell counts where a thing covers part of it."""
 ROUGH, UNTOUCHED = 0.35, 0.3
 """A reader sees latents with noise of up to ROUGH, and a share UNTOUCHED of them as they are."""
 SURE = 0.01
@@ -39,7 +40,7 @@ SURE = 0.01
 
 
 class BlockReader(nn.Module):
-    """What stands in every cell of a block of `frames` latent frames of `channels`, for maps of any height and width."""
+    """What stands in every cell of a block of `frames` latent frames of `channels`; maps of any height and width."""
 
     def __init__(self, channels: int, frames: int, width: int = 112, blocks: int = 5) -> None:
         super().__init__()
@@ -109,6 +110,7 @@ class Asked:
         return Asked(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
 
+@cache
 def usual_cells() -> dict[tuple[str, str], float]:
     """Cells that a lone thing of a shape and size covers, on average over places."""
     return {

@@ -31,7 +31,7 @@ B = TypeVar("B")
 
 @dataclass(frozen=True)
 class FeedbackBatch(Generic[B]):
-    """Texts [N, S, D] to be shown and what they ask for, which of the rollouts shows them, and the batch of the anchor."""
+    """Texts [N, S, D] to be shown and what they ask for, which rollout shows them, and the batch of the anchor."""
 
     text_NSD: Tensor
     asked: Asked
@@ -59,9 +59,7 @@ class Feedback(Generic[B]):
         far = distance(terms).mean()
         anchor = self.anchor(batch.anchor, generator)["loss"]
         shown = {name: term.detach().mean() for name, term in terms.items()}
-        return {
-            "loss": far + self.weight * anchor, "distance": far.detach(), "anchor": anchor.detach(), **shown
-        }  # fmt: skip
+        return {"loss": far + self.weight * anchor, "distance": far.detach(), "anchor": anchor.detach(), **shown}
 
     def terms(self, z_NTCHW: Tensor, asked: Asked) -> dict[str, Tensor]:
         """The terms [N] of the distance: motion mostly as the latents say it, the rest half from either reading."""

@@ -209,11 +209,12 @@ class Passes:
 class TeacherForcing:
     """Flow matching with one noise level per block.
 
-    Every step draws one of `policies`, so that a model learns to read pasts of several lengths. A share `noisy_past` of the clips gets a noised past, each block at its own level up to `past_level`, which the
-    model is told; so the past may later be committed at any level. A share `rough_past` of the other pasts is disturbed
-    without being told, at up to `rough_level`: the small errors of its own making that a long rollout feeds back. Text
-    matters most where there is no past to continue, and a clip has one first block among many: first blocks of other
-    clips, where a batch has them, are added with weight `first_weight`.
+    Every step draws one of `policies`, so that a model learns to read pasts of several lengths. A share
+    `noisy_past` of the clips gets a noised past, each block at its own level up to `past_level`, which the model is
+    told; so the past may later be committed at any level. A share `rough_past` of the other pasts is disturbed
+    without being told, at up to `rough_level`: the small errors of its own making that a long rollout feeds back.
+    Text matters most where there is no past to continue, and a clip has one first block among many: first blocks of
+    other clips, where a batch has them, are added with weight `first_weight`.
     """
 
     def __init__(

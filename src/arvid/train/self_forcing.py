@@ -31,7 +31,6 @@ from arvid.samplers.steps import Step, renoise
 from arvid.train.flow import FlowModel, halved, lend
 from arvid.types import Block, Condition, DecoderState, Estimate, Move, Noise, Plan, Proposal, Span, Verdict, View
 
-
 LAST = 1 - 2**-20
 """The part of a walk that is all of it."""
 
@@ -103,8 +102,7 @@ class Student:
 class SelfForcing:
     """Windows of rollouts of the model that is trained. `policy`, `sigmas` and `step` are those of generation, `first`
     the levels of the first block if they are others, `shape` (channels, height, width) of a latent frame. The last
-    `deep` passes of a block carry the gradient; all walks end at `part` of their levels (None: at a part that is drawn).
-    """
+    `deep` passes of a block carry the gradient; all walks end at `part` of their levels (None: at a drawn one)."""
 
     def __init__(
         self, model: FlowModel, policy: Policy, horizon: Horizon, shape: tuple[int, int, int],

@@ -1,0 +1,112 @@
+"""The recipe of reward feedback at a tiny size: what each stage leaves, who finds it, and what it refuses."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from arvid.models.tae import TinyAutoencoder
+from arvid.models.wan.transformer import CausalWan, WanConfig
+from arvid.recipes import distill, embedded, feedback
+from arvid.recipes.feedback import STAGES, Blocks, Shown, Sizes
+
+TINY = WanConfig(16, 32, 2, 1, 8, 5, 16, 16, 16)
+SIZES = Sizes(2, 2, 2, firsts=2, longer=1, batch=1)
+CELLS = (8, 8)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A runs directory with latents, an autoencoder and two trained transformers."""
+    monkeypatch.setattr(distill, "CONFIGS", {"target": TINY, "drafter": TINY})
+    monkeypatch.setattr(feedback, "APART", 2)
+    monkeypatch.setattr(embedded, "TOGETHER", 2)
+    torch.manual_seed(0)
+    for name in distill.CONFIGS:
+        model = CausalWan(TINY)
+        nn.init.normal_(model.head.head.weight, std=0.1)
+        (tmp_path / name).mkdir()
+        distill.keep(model.state_dict(), tmp_path / name)
+    (tmp_path / "decoder").mkdir()
+    save_file(TinyAutoencoder().state_dict(), tmp_path / "decoder" / "vae.safetensors")
+    (tmp_path / "latents").mkdir()
+    part = {"changed_from": torch.tensor([3, 6])}
+    for kind, count, frames in (("latents", 6, 21), ("first", 6, 3), ("changed", 2, 21)):
+        part[kind] = torch.randn(count, frames, 16, *CELLS).half()
+        part[f"{kind}_classes"] = torch.randint(0, 4, (count, frames, *CELLS, 3), dtype=torch.uint8)
+        part[f"{kind}_velocity"] = torch.randn(count, frames, *CELLS, 2).half()
+    for kind in ("text", "first_text", "changed_text"):
+        part[kind] = torch.randn(2 if kind == "changed_text" else 6, 5, 8).half()
+    save_file(part, tmp_path / "latents" / "0000.safetensors")
+    return tmp_path
+
+
+def test_a_reader_and_then_both_transformers(runs: Path) -> None:
+    rows: list[dict[str, float]] = []
+    for name in ("target", "drafter"):
+        with pytest.raises(ValueError, match=r"no reader in .*; train it first: `arvid train feedback --stage reader`"):
+            STAGES[name](runs, SIZES, rows.append)
+    for stage in STAGES.values():
+        stage(runs, SIZES, rows.append)
+    for name in ("target", "drafter"):
+        before = load_file(runs / name / "model.safetensors")
+        after = load_file(runs / f"{name}-feedback" / "model.safetensors")
+        assert before.keys() == after.keys()
+        assert any(not torch.equal(value, after[key]) for key, value in before.items())
+        assert all(value.isfinite().all() and value.dtype == torch.bfloat16 for value in after.values())
+    held = [row for row in rows if "held_distance" in row]
+    assert len(held) == 2
+    assert all(row["held_cells"] > 0 for row in held)
+
+
+def test_a_run_made_again_has_the_same_weights(runs: Path) -> None:
+    STAGES["reader"](runs, SIZES, lambda row: None)
+    made = []
+    for _ in range(2):
+        shutil.rmtree(runs / "target-feedback", ignore_errors=True)
+        STAGES["target"](runs, SIZES, lambda row: None)
+        made.append(load_file(runs / "target-feedback" / "model.safetensors"))
+    assert all(torch.equal(value, made[1][key]) for key, value in made[0].items())
+
+
+def test_prompts_apart_are_never_shown(runs: Path) -> None:
+    shown = Shown(runs, SIZES)
+    texts = [shown(step).text_NSD for step in range(40)]
+    apart = shown.text[-2:].float()
+    assert not any(torch.equal(row, held) for text in texts for row in text for held in apart)
+    assert {shown(step).rollout for step in range(4)} == {0, 1}
+    assert torch.equal(shown(7).text_NSD, texts[7])
+
+
+def test_blocks_are_cut_with_their_labels(runs: Path) -> None:
+    blocks = Blocks(runs, batch=5)
+    for step in range(4):
+        made, rows = blocks(step), blocks.rows[step % 2]
+        for z, classes in zip(made.z_NTCHW, made.told.classes_BTYXK, strict=True):
+            places = [
+                (clip, start)
+                for clip in range(len(rows[0])) for start in range(rows[0].shape[1] - 2)
+                if torch.equal(rows[0][clip, start : start + 3].float(), z)
+            ]  # fmt: skip
+            ((clip, start),) = places
+            assert torch.equal(rows[1][clip, start : start + 3], classes)
+        assert made.moving_NT[:, 0].all() == bool(step % 2), "a film's first frame has no velocity"
+
+
+def test_pack_takes_transformers_that_were_taught(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Text:
+        load = staticmethod(lambda directory: Text())
+        save = staticmethod(lambda directory: None)
+
+    monkeypatch.setattr(embedded, "TextEncoder", Text)
+    (runs / "target-feedback").mkdir()
+    distill.keep(CausalWan(TINY).state_dict(), runs / "target-feedback")
+    embedded.pack(runs, embedded.Sizes(), lambda row: None)
+    for name, start in (("target", "target-feedback"), ("drafter", "drafter")):
+        packed, made = (runs / "family" / f"{name}.safetensors"), runs / start / "model.safetensors"
+        assert packed.read_bytes() == made.read_bytes()
