@@ -175,3 +175,19 @@ def test_the_import_table_in_the_pages_is_the_one_that_is_checked() -> None:
 def test_every_link_leads_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?:|mailto:|#)([^)\s#]+)", page.read_text(encoding="utf-8"))
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_sizes_of_every_recipe_are_on_the_page() -> None:
+    """Names and defaults, as the code has them."""
+    import dataclasses
+    import importlib
+
+    from arvid.cli.train import RECIPES
+
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").partition("## Sizes")[2]
+    rows = {row.split("|")[1].strip(" `"): row for row in page.splitlines() if row.startswith("| `")}
+    assert rows.keys() == RECIPES.keys()
+    for recipe, module in RECIPES.items():
+        for field in dataclasses.fields(importlib.import_module(module).Sizes):
+            shown = f"`{field.name}` {field.default}".strip() if field.default != "" else f"`{field.name}`"
+            assert shown in rows[recipe], f"{recipe}: {shown}"

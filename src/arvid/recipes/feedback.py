@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from arvid.caches.window import Window
 from arvid.models.family import load_autoencoder
-from arvid.recipes.distill import trained
+from arvid.recipes.distill import kind_of, trained
 from arvid.recipes.embedded import CARD, CPU, FIRSTS, FRAMES, GUIDANCE, LABELS, PART, WINDOW, WINDOWS, Encoded, Report
 from arvid.recipes.transformers import keep, read
 from arvid.recipes.world import BLOCK, plain
@@ -41,6 +41,8 @@ DEEP = 2
 """Passes of a walk that carry a gradient; the whole of it gave gradients twenty times as long and taught nothing."""
 LONG = 9
 """Latent frames of a later window: blocks of one rollout that are learned from together."""
+WALKS = {"target": (4, 4), "drafter": (4, 1)}
+"""Passes of the walks of later windows, in turn: a drafter is asked for drafts of one pass too. First blocks have 4."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +123,12 @@ class Shown:
 
     def __call__(self, step: int) -> FeedbackBatch[FlowBatch]:
         """The batch of a step: a pure function of it."""
-        kind = step % 2
+        kind = step % 2  # first blocks and longer windows in turn, these by one walk and then by the other
         drawn = np.random.default_rng([31, step]).integers(0, len(self.text) - APART, self.counts[kind])
         which = torch.from_numpy(drawn)
-        return FeedbackBatch(self.text[which].float(), self.asked[which], kind, self.clips(step).clips)
+        return FeedbackBatch(
+            self.text[which].float(), self.asked[which], kind * (1 + step // 2 % 2), self.clips(step).clips
+        )
 
 
 def again(runs: Path) -> Callable[[Tensor], Tensor]:
@@ -141,21 +145,21 @@ def again(runs: Path) -> Callable[[Tensor], Tensor]:
 def fed(runs: Path, start: str, steps: int, sizes: Sizes, report: Report) -> None:
     """A transformer that learns from its own blocks."""
     model, source = trained(runs, start), Shown(runs, sizes)
-    shape = tuple(read(runs, "latents", 1).shape[2:])
-    first, longer = (
+    channels, height, width = read(runs, "latents", 1).shape[2:]
+    rollouts = [
         SelfForcing(
-            model, Window(WINDOW), Horizon(frames, total, BLOCK), (shape[0], shape[1], shape[2]),
-            few_step(CARD.steps if isinstance(CARD.steps, int) else 4), step=STEPS[CARD.step], deep=DEEP, part=LAST,
+            model, Window(WINDOW), Horizon(frames, total, BLOCK), (channels, height, width), few_step(passes),
+            step=STEPS[CARD.step], deep=DEEP, part=LAST,
         )
-        for frames, total in ((BLOCK, BLOCK), (LONG, FRAMES))
-    )  # fmt: skip
+        for frames, total, passes in ((BLOCK, BLOCK, 4), *((LONG, FRAMES, passes) for passes in WALKS[kind_of(start)]))
+    ]  # fmt: skip
     forcing = GuidedForcing(model, FRAMES, BLOCK, *map(Window, WINDOWS), scale=GUIDANCE)
-    objective = Feedback((first, longer), again(runs), read_by(runs), BLOCK, forcing)
+    objective = Feedback(rollouts, again(runs), read_by(runs), BLOCK, forcing)
 
     def numbers(_: nn.Module) -> dict[str, float]:
         with torch.no_grad():
             text, scenes = source.text[-APART:].float(), source.asked[torch.arange(-APART, 0)]
-            terms = objective.terms(first(text, torch.Generator().manual_seed(1)), scenes)
+            terms = objective.terms(rollouts[0](text, torch.Generator().manual_seed(1)), scenes)
             return {"held_distance": float(distance(terms).mean())} | {
                 f"held_{name}": float(term.mean()) for name, term in terms.items()
             }
