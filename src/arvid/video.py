@@ -303,15 +303,15 @@ def contact_sheet(strips: Sequence[Strip], path: Path, title: str = "", columns:
     width = 2 * MARGIN + columns * (wide * scale + GAP) - GAP
     caption = _wrapped(title, 25, width - 2 * MARGIN)
     top = MARGIN + 34 * len(caption) + (10 if caption else 0)
-    height = top + sum(high * scale + FOOT + (HEAD if row.label else 0) for row in rows) + MARGIN + 24
+    labels = [_wrapped(row.label, 18, width - 2 * MARGIN) for row in rows]
+    height = top + sum(high * scale + FOOT + HEAD * len(label) for label in labels) + MARGIN + 24
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(caption):
         draw.text((MARGIN, MARGIN - 6 + 34 * number), line, INK, _font(25))
-    for row in rows:
-        if row.label:
-            draw.text((MARGIN, top), row.label, INK, _font(18))
-            top += HEAD
+    for row, label in zip(rows, labels, strict=True):
+        draw.text((MARGIN, top), "\n".join(label), INK, _font(18))
+        top += HEAD * len(label)
         for column, picture_HWC in enumerate(row.frames_THWC):
             left = MARGIN + column * (wide * scale + GAP)
             sheet.paste(Image.fromarray(enlarge(picture_HWC, scale)), (left, top))

@@ -12,8 +12,17 @@ from typing import Annotated
 
 import typer
 
-from arvid.cli import bench_comparison, bench_judges, bench_memory, bench_serve, bench_training, options
+from arvid.cli import (
+    bench_comparison,
+    bench_curves,
+    bench_judges,
+    bench_memory,
+    bench_serve,
+    bench_training,
+    options,
+)
 from arvid.cli.eval import check_place
+from arvid.cli.places import file_for
 
 app = typer.Typer(help="Measure speed and quality.", no_args_is_help=True)
 
@@ -88,19 +97,29 @@ def family(
     device: options.Device = "cpu",
     threads: options.Threads = 0,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report here.")] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--pictures", metavar="FILE", help="Draw the target's best, middle and worst videos here, .png."),
+    ] = None,
 ) -> None:
     """Measure what the card of a family promises: autoencoder, target, drafter, long videos, cost."""
     if json_file:
         check_place(json_file)
+    if picture:
+        file_for(picture, ".png", "--pictures")
     from arvid.cli import bench_family as running
     from arvid.cli import families
     from arvid.cli.report import write_report
+    from arvid.evals import pictures
 
     chosen = level_numbers(levels)
     families.set_up(threads)
-    report = running.measure(families.open_pipeline(model, "", device), prompts, chosen, device)
+    films: list[pictures.Film] = []
+    report = running.measure(families.open_pipeline(model, "", device), prompts, chosen, device, films.append)
     if json_file:
         write_report(report, json_file)
+    if picture:
+        pictures.draw(films, report["config"]["model"], picture)
     for line in running.told(report):
         typer.echo(line)
 
@@ -156,6 +175,7 @@ app.command("serve")(bench_serve.serve)
 app.command("comparison")(bench_comparison.comparison)
 app.command("training")(bench_training.training)
 app.command("judges")(bench_judges.judges)
+app.command("curves")(bench_curves.curves)
 
 
 def level_numbers(text: str) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from arvid.cli.report import Recorder, Row, head, speed_of
 from arvid.evals import timing
 from arvid.evals.online import OnlineQuality
+from arvid.evals.pictures import Film
 from arvid.evals.speculation import draw_prompts
 from arvid.evals.statistics import PairedBootstrap
 from arvid.models.family import transformer_config
@@ -33,15 +35,18 @@ LISTENED = 4
 """Videos whose blocks are measured while they are made."""
 
 
-def measure(pipeline: Pipeline, prompts: int, levels: tuple[int, ...], device: str) -> Row:
-    """Every number of the card, over `prompts` held-out prompts; seed of prompt number i is i."""
+def measure(
+    pipeline: Pipeline, prompts: int, levels: tuple[int, ...], device: str, keep: Callable[[Film], None]
+) -> Row:
+    """Every number of the card, over `prompts` held-out prompts; seed of prompt number i is i. `keep` is given the
+    target's videos of training length, prompt by prompt."""
     test = draw_prompts(prompts, levels, "family")
     card = pipeline.family.card
     seconds = (card.trained_frames - 1) * TIME_STRIDE / card.fps
     warmed = sum(pipeline.generate(Request(test[0], 1.0, router=router)).seconds for router in ("target", "draft"))
     rows = {
         "autoencoder": _autoencoder(pipeline, test),
-        "target": _videos(pipeline, test, "target", seconds),
+        "target": _videos(pipeline, test, "target", seconds, keep),
         "drafter": _videos(pipeline, test, "draft", seconds),
         f"target_{LONG}x": _videos(pipeline, test, "target", LONG * seconds),
         f"drafter_{LONG}x": _videos(pipeline, test, "draft", LONG * seconds),
@@ -94,8 +99,11 @@ def _autoencoder(pipeline: Pipeline, prompts: tuple[str, ...]) -> Row:
     return {"psnr_db": float(-10 * np.log10(np.mean(errors))), **_mean(prompts, scores)}
 
 
-def _videos(pipeline: Pipeline, prompts: tuple[str, ...], router: str, seconds: float) -> Row:
-    """World score and seconds of videos by one model."""
+def _videos(
+    pipeline: Pipeline, prompts: tuple[str, ...], router: str, seconds: float,
+    keep: Callable[[Film], None] = lambda film: None,
+) -> Row:  # fmt: skip
+    """World score and seconds of videos by one model; `keep` is given each of them."""
     scores, took, decode, attributes, speeds = [], [], [], [], []
     for seed, prompt in enumerate(prompts):
         request, recorder = Request(prompt, seconds, seed, router), Recorder()
@@ -105,7 +113,9 @@ def _videos(pipeline: Pipeline, prompts: tuple[str, ...], router: str, seconds: 
         # Nothing was done with the blocks, so that took no time.
         rows = [{**row, "kept_s": 0.0} for row in recorder.rows]
         speeds.append(speed_of(request, pipeline.family.card, rows, recorder.device) or {})
-        world = oracle.judge(to_bytes(torch.cat(blocks)), prompt)
+        frames = to_bytes(torch.cat(blocks))
+        world = oracle.judge(frames, prompt)
+        keep(Film.of(prompt, seed, world.score, world.attributes, frames, pipeline.family.card.fps))
         scores.append(world.score)
         attributes.append(world.attributes)
     means = {name: float(np.mean([found[name] for found in attributes])) for name in attributes[0]}

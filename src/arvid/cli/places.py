@@ -54,23 +54,24 @@ def _column(count: int, many: bool, text: str, ending: str, option: str) -> list
     if not text:
         return [None] * count
     if not many:
-        _check(Path(text), ending, option)
+        file_for(Path(text), ending, option)
         return [Path(text)]
     if "{n}" in text:
         found = [Path(text.replace("{n}", f"{number:03d}")) for number in range(1, count + 1)]
-        _check(found[0], ending, option)
+        file_for(found[0], ending, option)
         return list(found)
     folder = Path(text)
     if folder.suffix == ending and not folder.is_dir():
         if count > 1:
             raise ValueError(f"{option} {text} is one name for {count} prompts; give a folder or a name with {{n}}")
-        _check(folder, ending, option)
+        file_for(folder, ending, option)
         return [folder]
     writable(folder if folder.is_dir() else folder.absolute().parent)
     return [folder / f"{number:03d}{ending}" for number in range(1, count + 1)]
 
 
-def _check(path: Path, ending: str, option: str) -> None:
+def file_for(path: Path, ending: str, option: str) -> None:
+    """Raises ValueError unless the file that an option names ends as it should and can be written."""
     if path.suffix.lower() != ending:
         raise ValueError(f"{option} {path} ends in {path.suffix or 'nothing'}; it is written as {ending}: name it so")
     if path.is_dir():

@@ -30,9 +30,10 @@ from arvid.worlds.labels import label
 KINDS = (len(SHAPES) + 1, len(SIZES) + 1, len(THING_COLOURS) + 1)
 """Classes of each kind of label, nothing included."""
 WEIGHTS = {"shape": 1.0, "size": 0.5, "cells": 1.0, "stray": 0.5, "motion": 0.5}
-"""Of the terms of the distance: nats, nats, twice the log of a ratio, log nats, squared pixels per frame."""
-SLACK = 0.12
-"""How far the log of a number of cells may be from the usual one: a cell counts where a thing covers part of it."""
+"""Of the terms of the distance: nats, nats, log ratios (see NEAR), log nats, squared pixels per frame."""
+NEAR = 0.25
+"""The log of a number of cells costs its square when it is so near the usual one, and from there on its distance: things
+that are missing pull no harder than things that are a little too large, or all would grow to make up for a few."""
 ROUGH, UNTOUCHED = 0.35, 0.3
 """A reader sees latents with noise of up to ROUGH, and a share UNTOUCHED of them as they are."""
 SURE = 0.01
@@ -169,8 +170,9 @@ class Asking:
             wrong = -_of_things(logits[index].log_softmax(-1), asked.classes_NKJ[..., index])
             terms[kind] = _mean(_where(wrong, fixed), asked)
         usual_NKT = (asked.cells_NK[..., None] + 0.5).log()
-        off = ((here_NKTYX.sum((-2, -1)) + 0.5).log() - usual_NKT).abs() - SLACK
-        terms["cells"] = _mean(2 * F.relu(off).mean(-1), asked)
+        found_NKT = (here_NKTYX.sum((-2, -1)) + 0.5).log()
+        off = F.huber_loss(found_NKT, usual_NKT.expand_as(found_NKT), reduction="none", delta=NEAR)
+        terms["cells"] = _mean(8 * off.mean(-1), asked)
         fine = (colour_NTYXC[..., 0] + here_NKTYX.sum(1)).clamp(SURE, 1)
         terms["stray"] = torch.log1p(-fine.log().sum((2, 3)).mean(1))
         # A stream's first frame has no frame before it to move from.
