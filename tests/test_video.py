@@ -173,6 +173,21 @@ def test_a_sheet_of_two_strips_has_a_row_for_each(tmp_path: Path) -> None:
     assert found == [list(COLOURS[:2])] * 128 + [list(COLOURS[2:])] * 128
 
 
+def test_a_long_label_goes_on_below_itself_and_pushes_frames_down(tmp_path: Path) -> None:
+    words, frames, found = "a wide green square above that wanders ", to_bytes(plain(COLOURS)), {}
+    for count in (1, 9):
+        contact_sheet([Strip(frames, (words * count).strip())], tmp_path / "a.png")
+        sheet = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+        top = int(np.flatnonzero((sheet == COLOURS[0]).all(-1).any(1))[0])
+        inked = (np.abs(sheet - sheet[0, 0]).max(-1) > 30)[:top]
+        found[count] = (top, np.flatnonzero(inked.any(1)), np.flatnonzero(inked.any(0)), sheet.shape)
+    (top, lines, _, (high, wide, _)), (low, more, across, (higher, _, _)) = found[1], found[9]
+    assert low > top and low - top == higher - high
+    assert across[-1] <= wide - 28 and across[-1] > wide / 2
+    # As many lines of ink as the label needs: rows without ink stand between them and above the frames.
+    assert (np.diff(lines) > 1).sum() == 0 and (np.diff(more) > 1).sum() == 2 and more[-1] < low - 1
+
+
 def test_a_sheet_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="0 strips"):
         contact_sheet([], tmp_path / "a.png")

@@ -28,6 +28,7 @@ from arvid.models.wan.transformer import CausalWan
 from arvid.rewards.block import BlockJudge
 from arvid.rewards.frame import FrameReward
 from arvid.rewards.latent import LatentJudge
+from arvid.rewards.reading import ReadingJudge
 from arvid.rollout.flow import FlowWalker
 from arvid.rollout.guard import GUARDS, Guard, Off
 from arvid.rollout.judging import Routing
@@ -49,6 +50,10 @@ from arvid.samplers.timetable import Timetable
 from arvid.types import Block, BlockReward, Decoder, Denoiser, Listener, Plan, Reward
 
 EMBEDDED = Path(__file__).parent / "weights" / "embedded"
+JUDGES: dict[str, type[LatentJudge | BlockJudge | ReadingJudge]] = {
+    "latent": LatentJudge, "block": BlockJudge, "reading": ReadingJudge,
+}  # fmt: skip
+"""Judges of whole blocks, by the name that a router gives them; NAME lies in a family's folder `NAME_judge`."""
 """The family that ships with the package."""
 POSITIONS_AS_TRAINED = "absolute"
 WAITING = 4
@@ -136,7 +141,7 @@ class Result:
 
 
 def load(directory: Path | str = EMBEDDED, device: str = "cpu") -> Family:
-    """A family from its directory, with the judges of blocks that lie in its folders `latent_judge` and `block_judge`.
+    """A family from its directory, with the judges of blocks that lie in its folders (see JUDGES).
     Raises ValueError for missing, damaged or foreign files, and a device that is not there."""
     directory, where = Path(directory), Placement(device).home
     card = read_card(directory)
@@ -150,12 +155,8 @@ def load(directory: Path | str = EMBEDDED, device: str = "cpu") -> Family:
 
 
 def _judges(directory: Path, device: torch.device) -> dict[str, BlockReward]:
-    found: dict[str, BlockReward] = {}
-    if (directory / "latent_judge").is_dir():
-        found["latent"] = LatentJudge.load(directory / "latent_judge").to(device)
-    if (directory / "block_judge").is_dir():
-        found["block"] = BlockJudge.load(directory / "block_judge").to(device)
-    return found
+    there = {name: kind for name, kind in JUDGES.items() if (directory / f"{name}_judge").is_dir()}
+    return {name: kind.load(directory / f"{name}_judge").to(device) for name, kind in there.items()}
 
 
 class Pipeline:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -24,8 +25,9 @@ from arvid.evals.speculation import Run
 from arvid.models.tae import TAEConfig, TinyAutoencoder
 from arvid.models.text import TextEncoder
 from arvid.models.wan.transformer import CausalWan, WanConfig
-from arvid.pipeline import Pipeline, load
+from arvid.pipeline import Pipeline, Request, load
 from arvid.rewards.frame import FrameReward, FrameRewardConfig
+from arvid.video import to_bytes
 
 EXACTLY = {
     "policy", "tau", "prompts", "seeds", "speedup", "quality", "retention", "retention_ci95", "accept_rate",
@@ -123,7 +125,8 @@ def test_the_card_of_a_family_is_measured(family: Path, tmp_path: Path, monkeypa
     app = typer.Typer(cls=Careful)
     app.add_typer(bench.app, name="bench")
     words = ["bench", "family", "--model", str(place), "--prompts", "2", "--levels", "1"]
-    result = CliRunner().invoke(app, [*words, "--json", str(tmp_path / "r.json")])
+    places = ["--json", str(tmp_path / "r.json"), "--pictures", str(tmp_path / "p.png")]
+    result = CliRunner().invoke(app, [*words, *places])
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["kind"] == "bench family" and report["config"]["warm_up_s"] > 0
@@ -139,6 +142,45 @@ def test_the_card_of_a_family_is_measured(family: Path, tmp_path: Path, monkeypa
     for found in report["online"].values():
         assert found["seconds_per_block"] > 0 and found["share"] > 0
     assert "quality while it is made, by target:" in result.output
+    sheet = np.asarray(Image.open(tmp_path / "p.png").convert("RGB"))
+    tops = [top_of(video(place, prompt, seed, 1.25)[-1], sheet) for seed, prompt in enumerate(card_prompts(2))]
+    assert (tops[0] < tops[1]) == (report["target"]["scores"][0] >= report["target"]["scores"][1])
+    assert {entry.name for entry in tmp_path.iterdir()} == {"family", "r.json", "p.png"}
+
+
+def card_prompts(count: int) -> tuple[str, ...]:
+    return speculation.draw_prompts(count, (1,), "family")
+
+
+def video(place: Path, prompt: str, seed: int, seconds: float) -> np.ndarray:
+    """What the target makes of a prompt."""
+    return to_bytes(Pipeline(load(place)).generate(Request(prompt, seconds, seed, "target")).frames_BTCHW[0])
+
+
+def top_of(frame_HWC: np.ndarray, sheet: np.ndarray) -> int:
+    """Where in the last column of a sheet a frame stands, twice as large."""
+    large, left = np.kron(frame_HWC, np.ones((2, 2, 1), np.uint8)), 28 + 7 * 136
+    found = [top for top in range(len(sheet) - 128) if np.array_equal(sheet[top : top + 128, left : left + 128], large)]
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--pictures", "no/such/folder/p.png"], "does not exist; make it first"),
+        (["--pictures", "p.jpg"], "--pictures p.jpg ends in .jpg; it is written as .png"),
+    ],
+)
+def test_pictures_that_cannot_be_left_are_refused_before_work(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.setattr(bench_family, "measure", lambda *given: pytest.fail("it began"))
+    app = typer.Typer(cls=Careful)
+    app.add_typer(bench.app, name="bench")
+    result = CliRunner().invoke(app, ["bench", "family", *words])
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
 
 
 def test_a_quick_run_fits_its_policies(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

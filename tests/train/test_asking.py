@@ -9,19 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from arvid.train.asking import (
-    KINDS,
-    WEIGHTS,
-    Asking,
-    BlockReader,
-    BlockReading,
-    LabelledBlocks,
-    asked,
-    distance,
-    usual_cells,
-)
+from arvid.rewards.reading import WEIGHTS, Asked, Asking, BlockReader, SceneReader, distance
+from arvid.train.asking import BlockReading, LabelledBlocks, SceneReading, ToldScenes, asked, meaning
 from arvid.train.reading import Told
-from arvid.worlds.grammar import parse
+from arvid.train.text import targets
+from arvid.worlds.grammar import SHAPES, SIZES, parse
 from arvid.worlds.labels import label
 from arvid.worlds.shapes import RADII, SIZE
 
@@ -33,7 +25,9 @@ class Perfect(nn.Module):
 
     def forward(self, z_NTCHW: Tensor) -> tuple[Tensor, ...]:
         told = z_NTCHW.movedim(2, -1)
-        sure = [20.0 * nn.functional.one_hot(told[..., i].long(), kinds).float() for i, kinds in enumerate(KINDS)]
+        sure = [
+            20.0 * nn.functional.one_hot(told[..., i].long(), kinds).float() for i, kinds in enumerate(meaning().seen)
+        ]
         return (*sure, told[..., 3:])
 
 
@@ -136,10 +130,50 @@ def test_the_gradient_leads_to_what_was_asked() -> None:
 
 
 def test_usual_cells_are_no_fewer_than_the_area_and_grow_with_it() -> None:
-    usual = usual_cells()
-    for (shape, size), cells in usual.items():
-        assert cells > math.pi * (RADII[size] * SIZE) ** 2 / 64
-        assert size == "small" or cells > usual[shape, {"medium": "small", "large": "medium"}[size]]
+    for row in meaning().cells:
+        assert list(row) == sorted(row)
+        for size, cells in zip(SIZES, row, strict=True):
+            assert cells > math.pi * (RADII[size] * SIZE) ** 2 / 64
+
+
+def test_scenes_as_numbers_by_hand() -> None:
+    """A fast star that moves up beside a square that stands still; a bounce; three things where others have one."""
+    three = "a red circle, a small blue star and a green square orbit clockwise on a black background"
+    found = asked([parse(TWO).scene, parse(ONE.replace("moves right", "bounces diagonally")).scene, parse(three).scene])
+    assert found.there_NK.tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
+    star, circle = 1 + SHAPES.index("star"), 1 + SHAPES.index("circle")
+    assert found.classes_NKJ[:, 0, 0].tolist() == [star, circle, circle]
+    assert found.velocity_NK2[0].tolist() == [[0.0, -1.75], [0.0, 0.0], [0.0, 0.0]]
+    assert found.pace_NK[0].tolist() == [1.75, 0.0, 0.0]
+    assert (found.told_NK[0].tolist(), found.axis_NK[1].tolist()) == ([1, 1, 0], [1, 0, 0])
+    assert found.velocity_NK2[1, 0].tolist() == pytest.approx([math.sqrt(0.5)] * 2)
+    assert found.classes_NKJ[1, 1].tolist() == [0, 0, 0]
+
+
+def test_a_reader_of_prompts_learns_what_they_say() -> None:
+    """Embeddings that name the classes: after some steps everything is read right, and the scenes are those asked."""
+    torch.manual_seed(0)
+    scenes = [
+        parse(prompt).scene for prompt in (ONE, TWO, ONE.replace("circle", "star"), TWO.replace("large", "small"))
+    ]
+    things = torch.tensor([targets(scene)[0] for scene in scenes])
+    text = torch.cat([torch.randn(4, 3, 16), torch.zeros(4, 2, 16)], 1)
+    reader = SceneReader(16, meaning().fields, 3)
+    objective, step = SceneReading(reader), torch.optim.Adam(reader.parameters(), 1e-2)
+    first = float(objective(ToldScenes(text, things), torch.Generator())["loss"].detach())
+    for _ in range(120):
+        numbers = objective(ToldScenes(text, things), torch.Generator())
+        step.zero_grad()
+        numbers["loss"].backward()
+        step.step()
+    assert float(numbers["loss"].detach()) < 0.1 * first
+    assert float(numbers["right"]) == 1.0
+    read, wanted = reader.read(text, meaning()), asked(scenes)
+    for name in Asked.__dataclass_fields__:
+        given, known = getattr(read, name), getattr(wanted, name)
+        torch.testing.assert_close(given[:, : known.shape[1]].float(), known.float())
+    longer = torch.cat([text, torch.zeros(4, 7, 16)], 1)
+    torch.testing.assert_close(reader(longer)[1], reader(text)[1], rtol=1e-4, atol=1e-5)
 
 
 def test_two_things_of_one_colour_cannot_be_told_apart() -> None:
@@ -157,7 +191,7 @@ def test_a_reader_learns_what_stands_in_cells() -> None:
     batch = LabelledBlocks(
         z, Told(z[:, :, :3].movedim(2, -1).byte(), z[:, :, 3:].movedim(2, -1), everywhere), everywhere
     )
-    reader = BlockReader(5, FRAMES, width=16, blocks=1)
+    reader = BlockReader(5, FRAMES, meaning().seen, width=16, blocks=1)
     objective, step = BlockReading(reader), torch.optim.Adam(reader.parameters(), 5e-3)
     generator = torch.Generator().manual_seed(0)
     losses, rights = [], []

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from arvid.caches.window import Window
+from arvid.rewards.reading import MARKS, Asked, distance
 from arvid.samplers.grids import few_step
 from arvid.samplers.steps import euler
-from arvid.train.asking import Asked, distance
 from arvid.train.feedback import OUTLIER, Feedback, FeedbackBatch, shortened
 from arvid.train.self_forcing import LAST, Horizon, SelfForcing
 from arvid.types import Estimate, View
@@ -114,3 +114,4 @@ def test_only_outliers_are_cut() -> None:
 def test_the_distance_of_terms() -> None:
     terms = {"shape": torch.tensor([2.0]), "size": torch.tensor([1.0]), "stray": torch.tensor([4.0])}
     assert float(distance(terms)) == pytest.approx(float(torch.log(torch.tensor(1 + 2 + 0.5 + 2.0))))
+    assert float(distance(terms, MARKS)) == pytest.approx(float(torch.log(torch.tensor(1 + 2 + 1 + 2.0))))

@@ -11,12 +11,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from arvid.models.tae import TinyAutoencoder
+from arvid.models.text import TextEncoder
 from arvid.models.wan.transformer import CausalWan, WanConfig
-from arvid.recipes import distill, embedded, feedback
-from arvid.recipes.feedback import STAGES, Blocks, Shown, Sizes
+from arvid.recipes import distill, embedded, feedback, reading_judge
+from arvid.recipes.feedback import STAGES, Shown, Sizes
+from arvid.recipes.reading_judge import Blocks
+from arvid.rewards.reading import ReadingJudge, ReadingJudgeConfig
+from arvid.train.asking import meaning
+from arvid.train.text import vocabulary
 
 TINY = WanConfig(16, 32, 2, 1, 8, 5, 16, 16, 16)
-SIZES = Sizes(2, 2, 2, firsts=2, longer=1, batch=1)
+SIZES = Sizes(2, 2, firsts=2, longer=1, batch=1)
 CELLS = (8, 8)
 
 
@@ -46,16 +51,22 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_reader_and_then_both_transformers(runs: Path) -> None:
+@pytest.fixture
+def judged(runs: Path) -> Path:
+    """The same with a judge that has learned nothing."""
+    ReadingJudge(ReadingJudgeConfig(width=16, blocks=1, text_width=8, meaning=meaning())).save(
+        runs / "reading_judge" / "model"
+    )
+    return runs
+
+
+def test_both_transformers_learn(judged: Path) -> None:
     rows: list[dict[str, float]] = []
-    for name in ("target", "drafter"):
-        with pytest.raises(ValueError, match=r"no reader in .*; train it first: `arvid train feedback --stage reader`"):
-            STAGES[name](runs, SIZES, rows.append)
     for stage in STAGES.values():
-        stage(runs, SIZES, rows.append)
+        stage(judged, SIZES, rows.append)
     for name in ("target", "drafter"):
-        before = load_file(runs / name / "model.safetensors")
-        after = load_file(runs / f"{name}-feedback" / "model.safetensors")
+        before = load_file(judged / name / "model.safetensors")
+        after = load_file(judged / f"{name}-feedback" / "model.safetensors")
         assert before.keys() == after.keys()
         assert any(not torch.equal(value, after[key]) for key, value in before.items())
         assert all(value.isfinite().all() and value.dtype == torch.bfloat16 for value in after.values())
@@ -64,13 +75,29 @@ def test_a_reader_and_then_both_transformers(runs: Path) -> None:
     assert all(row["held_cells"] > 0 for row in held)
 
 
-def test_a_run_made_again_has_the_same_weights(runs: Path) -> None:
-    STAGES["reader"](runs, SIZES, lambda row: None)
+def test_without_a_judge_nothing_is_learned(runs: Path) -> None:
+    with pytest.raises(ValueError, match=r"no reading judge in .*reading_judge/model"):
+        STAGES["target"](runs, SIZES, print)
+
+
+def test_the_judge_learns_to_read(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading_judge, "APART", 2)
+    encoder = TextEncoder.build(vocabulary())
+    encoder.save(runs / "text" / "encoder")
+    rows: list[dict[str, float]] = []
+    reading_judge.reading_judge(runs, 2, 1, rows.append)
+    assert [set(row) >= {"held_right"} for row in rows if "held_loss" in row] == [True, True]
+    judge = ReadingJudge.load(runs / "reading_judge" / "model")
+    assert judge.config.meaning.paces == [0.5, 1.0, 1.75]
+    assert judge.config.text_width == encoder.width
+
+
+def test_a_run_made_again_has_the_same_weights(judged: Path) -> None:
     made = []
     for _ in range(2):
-        shutil.rmtree(runs / "target-feedback", ignore_errors=True)
-        STAGES["target"](runs, SIZES, lambda row: None)
-        made.append(load_file(runs / "target-feedback" / "model.safetensors"))
+        shutil.rmtree(judged / "target-feedback", ignore_errors=True)
+        STAGES["target"](judged, SIZES, lambda row: None)
+        made.append(load_file(judged / "target-feedback" / "model.safetensors"))
     assert all(torch.equal(value, made[1][key]) for key, value in made[0].items())
 
 
@@ -83,7 +110,8 @@ def test_prompts_apart_are_never_shown(runs: Path) -> None:
     assert torch.equal(shown(7).text_NSD, texts[7])
 
 
-def test_blocks_are_cut_with_their_labels(runs: Path) -> None:
+def test_blocks_are_cut_with_their_labels(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading_judge, "APART", 2)
     blocks = Blocks(runs, batch=5)
     for step in range(4):
         made, rows = blocks(step), blocks.rows[step % 2]

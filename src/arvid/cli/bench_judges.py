@@ -29,6 +29,7 @@ def judges(
     good: Annotated[float, typer.Option(min=0.0, max=1.0, help="Oracle score from which a block is good.")] = 0.5,
     latent: Annotated[Path | None, typer.Option(metavar="DIR", help="A latent judge that the family lacks.")] = None,
     block: Annotated[Path | None, typer.Option(metavar="DIR", help="A block judge that the family lacks.")] = None,
+    reading: Annotated[Path | None, typer.Option(metavar="DIR", help="A reading judge that the family lacks.")] = None,
     seed: options.Seed = 0,
     model: options.Model = "embedded",
     device: options.Device = "cpu",
@@ -57,26 +58,20 @@ def judges(
     )  # fmt: skip
     families.set_up(threads)
     family = families.open_pipeline(model, "", device).family
-    report = drafting.run(Pipeline(_lent(family, latent, block)), asked)
+    report = drafting.run(Pipeline(_lent(family, {"latent": latent, "block": block, "reading": reading})), asked)
     if not report["rows"]:
         nothing("a prompt was finished")
     files = ((text_file, table.markdown), (picture, table.curves), (json_file, as_json))
     leave(report, files, lambda report: typer.echo(table.markdown(report), nl=False))
 
 
-def _lent(family: Family, latent: Path | None, block: Path | None) -> Family:
-    """A family with judges of blocks that it lacks, from their directories."""
+def _lent(family: Family, directories: dict[str, Path | None]) -> Family:
+    """A family with judges of blocks that it lacks, by their names, from their directories."""
     from dataclasses import replace
 
-    from arvid.rewards.block import BlockJudge
-    from arvid.rewards.latent import LatentJudge
-    from arvid.types import BlockReward
+    from arvid.pipeline import JUDGES
 
-    lent: dict[str, BlockReward] = {}
-    if latent:
-        lent["latent"] = LatentJudge.load(latent).to(family.device)
-    if block:
-        lent["block"] = BlockJudge.load(block).to(family.device)
+    lent = {name: JUDGES[name].load(path).to(family.device) for name, path in directories.items() if path}
     return replace(family, judges={**family.judges, **lent})
 
 

@@ -345,7 +345,7 @@ def pack(runs: Path, sizes: Sizes, report: Report) -> None:
     for part in ("target", "drafter"):
         fed = runs / f"{part}-feedback" / "model.safetensors"
         shutil.copyfile(fed if fed.is_file() else runs / part / "model.safetensors", out / f"{part}.safetensors")
-    for name in ("reward", "latent_judge", "block_judge"):
+    for name in ("reward", "latent_judge", "block_judge", "reading_judge"):
         if (runs / name / "model").is_dir():
             shutil.copytree(runs / name / "model", out / name, dirs_exist_ok=True)
     (out / "card.json").write_text(json.dumps(asdict(CARD), indent=2) + "\n", encoding="utf-8")

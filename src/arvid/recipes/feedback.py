@@ -1,10 +1,10 @@
-"""The recipe of reward feedback: a reader of blocks, and transformers that learn from what their own blocks show.
+"""The recipe of reward feedback: transformers that learn from what the reading judge says of their own blocks.
 
 Knows: where clips, autoencoder and transformers of a run lie, sizes, rates, which prompts are kept apart. Does not
-know: distances (train/asking.py), objectives (train/feedback.py), rollouts, the oracle.
+know: distances (rewards/reading.py), objectives (train/feedback.py), rollouts, the oracle.
 
-`reader` writes `runs/reader/`; `target` and `drafter` read `runs/START/model.safetensors` and write
-`runs/START-feedback/`, which `arvid train embedded --stage pack` prefers.
+A stage reads `runs/reading_judge/model/` and `runs/START/model.safetensors` and writes `runs/START-feedback/`, which
+`arvid train embedded --stage pack` prefers to START.
 """
 
 from __future__ import annotations
@@ -15,22 +15,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from arvid.caches.window import Window
 from arvid.models.family import load_autoencoder
 from arvid.recipes.distill import kind_of, trained
-from arvid.recipes.embedded import CARD, CPU, FIRSTS, FRAMES, GUIDANCE, LABELS, PART, WINDOW, WINDOWS, Encoded, Report
+from arvid.recipes.embedded import CARD, CPU, FRAMES, GUIDANCE, WINDOW, WINDOWS, Encoded, Report
 from arvid.recipes.transformers import keep, read
 from arvid.recipes.world import BLOCK, plain
+from arvid.rewards.reading import Asked, Asking, ReadingJudge, distance
 from arvid.samplers.grids import few_step
 from arvid.samplers.steps import STEPS
-from arvid.train.asking import Asked, Asking, BlockReader, BlockReading, LabelledBlocks, asked, distance
+from arvid.train.asking import asked
 from arvid.train.feedback import Feedback, FeedbackBatch
 from arvid.train.flow import FlowBatch
 from arvid.train.guidance import GuidedForcing
-from arvid.train.reading import Told
 from arvid.train.self_forcing import LAST, Horizon, SelfForcing
 from arvid.train.trainer import TrainConfig, train
 from arvid.worlds.grammar import parse
@@ -50,7 +49,6 @@ class Sizes:
     """How much of everything: prompts of a step that shows first blocks, and of one that shows a window of a longer
     rollout; whole clips of a step's anchor; `rate` is the learning rate."""
 
-    reader_steps: int = 1500
     target_steps: int = 450
     drafter_steps: int = 450
     firsts: int = 32
@@ -59,66 +57,12 @@ class Sizes:
     rate: float = 2e-4
 
 
-# ---------------------------------------------------------------- reading
-
-
-class Blocks:
-    """Labelled blocks: first blocks on even steps, blocks of whole clips on odd ones; a pure function of the step."""
-
-    def __init__(self, runs: Path, batch: int = 64) -> None:
-        self.batch = batch
-        self.rows = [
-            tuple(read(runs, key) for key in (kind, *(f"{kind}_{what}" for what in LABELS)))
-            for kind in ("first", "latents")
-        ]
-
-    def __call__(self, step: int) -> LabelledBlocks:
-        """The batch of a step."""
-        rng, kind = np.random.default_rng([29, step]), step % 2
-        rows = self.rows[kind]
-        apart = APART if kind == 0 else round(APART * PART / FIRSTS)
-        which = rng.integers(0, len(rows[0]) - apart, self.batch)
-        starts = rng.integers(0, rows[0].shape[1] - BLOCK + 1, self.batch)
-        z, classes, velocity = (
-            torch.stack([row[i, start : start + BLOCK] for i, start in zip(which, starts, strict=True)]) for row in rows
-        )
-        everywhere = torch.ones(z.shape[:2]).bool()
-        moving = everywhere & (torch.arange(BLOCK) >= 1 - kind)  # nothing is known of how a film's first frame moves
-        return LabelledBlocks(z.float(), Told(classes, velocity.float(), everywhere), moving)
-
-
-def reader(runs: Path, sizes: Sizes, report: Report) -> None:
-    """The reader of blocks."""
-    torch.manual_seed(0)
-    model = BlockReader(read(runs, "latents", 1).shape[2], BLOCK).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    config = TrainConfig(sizes.reader_steps, 2e-3, warmup=50, average=0.99, save_every=200, log_every=50)
-    average = train(model, BlockReading(model), Blocks(runs), config, runs / "reader", None, report)
-    save_file({name: value.contiguous() for name, value in average.items()}, runs / "reader" / "model.safetensors")
-
-
-def read_by(runs: Path) -> Asking:
-    """What the trained reader says. Raises ValueError when there is none."""
-    path = runs / "reader" / "model.safetensors"
-    if not path.is_file():
-        raise ValueError(f"no reader in {path}; train it first: `arvid train feedback --stage reader`")
-    weights = load_file(path)
-    model = BlockReader(weights["stem.weight"].shape[1] // BLOCK, BLOCK)
-    model.load_state_dict(weights)
-    return Asking(model.to(memory_format=torch.channels_last).eval().requires_grad_(False))  # type: ignore[call-overload]
-
-
-# ---------------------------------------------------------------- learning
-
-
 class Shown:
     """Prompts to be shown, first blocks and longer windows in turn, and clips for the anchor."""
 
     def __init__(self, runs: Path, sizes: Sizes) -> None:
-        self.text, self.clips, self.counts = (
-            read(runs, "first_text"),
-            Encoded(runs, sizes.batch),
-            (sizes.firsts, sizes.longer),
-        )
+        self.text, self.clips = read(runs, "first_text"), Encoded(runs, sizes.batch)
+        self.counts = (sizes.firsts, sizes.longer)
         self.asked: Asked = asked([parse(plain(1000000 + number).prompt).scene for number in range(len(self.text))])
 
     def __call__(self, step: int) -> FeedbackBatch[FlowBatch]:
@@ -140,6 +84,13 @@ def again(runs: Path) -> Callable[[Tensor], Tensor]:
         return codec.encode(frames.clamp(-1, 1)).float()
 
     return through
+
+
+def read_by(runs: Path) -> Asking:
+    """What the trained judge reads. Raises ValueError when there is none."""
+    judge = ReadingJudge.load(runs / "reading_judge" / "model").float().requires_grad_(False)
+    judge.cells.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return judge.asking
 
 
 def fed(runs: Path, start: str, steps: int, sizes: Sizes, report: Report) -> None:
@@ -164,9 +115,7 @@ def fed(runs: Path, start: str, steps: int, sizes: Sizes, report: Report) -> Non
                 f"held_{name}": float(term.mean()) for name, term in terms.items()
             }
 
-    config = TrainConfig(
-        steps, sizes.rate, warmup=20, average=0.98, weight_decay=0.0, save_every=50, log_every=10
-    )  # fmt: skip
+    config = TrainConfig(steps, sizes.rate, warmup=20, average=0.98, weight_decay=0.0, save_every=50, log_every=10)
     average = train(model, objective, source, config, runs / f"{start}-feedback", numbers, report)
     keep(average, runs / f"{start}-feedback")
 
@@ -181,5 +130,5 @@ def drafter(runs: Path, sizes: Sizes, report: Report) -> None:
     fed(runs, "drafter", sizes.drafter_steps, sizes, report)
 
 
-STAGES: dict[str, Callable[[Path, Sizes, Report], None]] = {"reader": reader, "target": target, "drafter": drafter}
-"""Stages in the order in which they need each other."""
+STAGES: dict[str, Callable[[Path, Sizes, Report], None]] = {"target": target, "drafter": drafter}
+"""Stages in any order."""

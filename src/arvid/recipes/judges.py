@@ -1,10 +1,11 @@
-"""The recipe of the judges of blocks: one that reads latents, one that looks at pixels.
+"""The recipe of the judges of blocks: two that read latents, one that looks at pixels.
 
 Knows: where clips, drafter and autoencoder of a run lie, sizes, rates, which clips are kept apart. Does not know:
 losses and rivals (train/judges), the judges' networks (rewards/), the oracle.
 
-`latent_judge` writes `runs/latent_judge/model/`, `block_judge` `runs/block_judge/model/`: a family that holds them as
-`latent_judge/` and `block_judge/` has routers that ask `by=latent` and `by=block`.
+`latent_judge` writes `runs/latent_judge/model/`, and so on: a family that holds `latent_judge/`, `block_judge/` or
+`reading_judge/` has routers that ask `by=latent`, `by=block` or `by=reading`. How the reading judge learns, which needs
+no rivals, is in `recipes.reading_judge`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from arvid.models.running import pack, packable
 from arvid.recipes import embedded
 from arvid.recipes.distill import trained
 from arvid.recipes.embedded import WINDOW, Report
+from arvid.recipes.reading_judge import reading_judge
 from arvid.recipes.transformers import read
 from arvid.recipes.world import BLOCK
 from arvid.rewards.block import BlockJudge, BlockJudgeConfig
@@ -58,6 +60,7 @@ class Sizes:
 
     latent_judge_steps: int = 600
     block_judge_steps: int = 400
+    reading_judge_steps: int = 1500
     batch: int = 8
     rivals: int = 3
     drafter: str = "drafter"
@@ -107,6 +110,11 @@ def block_judge(runs: Path, sizes: Sizes, report: Report) -> None:
     model.to(torch.bfloat16).save(runs / "block_judge" / "model")
 
 
+def reading(runs: Path, sizes: Sizes, report: Report) -> None:
+    """The judge that reads, a third as many steps for prompts as for cells."""
+    reading_judge(runs, sizes.reading_judge_steps, -(-sizes.reading_judge_steps // 3), report)
+
+
 def batches(runs: Path, sizes: Sizes) -> tuple[Rivals, Rivals]:
     """True blocks and their rivals, of the clips to learn from and of those kept apart."""
     z, text = read(runs, "latents"), read(runs, "text")
@@ -151,5 +159,9 @@ def ranks(found: Marked) -> dict[str, float]:
     return {"held_auc": chance(scores[kinds != TRUE]), **each}
 
 
-STAGES: dict[str, Callable[[Path, Sizes, Report], None]] = {"latent_judge": latent_judge, "block_judge": block_judge}
+STAGES: dict[str, Callable[[Path, Sizes, Report], None]] = {
+    "latent_judge": latent_judge,
+    "block_judge": block_judge,
+    "reading_judge": reading,
+}
 """Stages in any order."""

@@ -1,7 +1,7 @@
 """Reward feedback: a few-step model learns from what its own finished blocks show, beside the flow it came from.
 
 Knows: which blocks of which rollouts are looked at, that they are looked at as they decode, how far outliers may pull.
-Does not know: how a rollout is made (train/self_forcing.py), what is asked of a block (train/asking.py), networks.
+Does not know: how a rollout is made (train/self_forcing.py), what is asked of a block (rewards/reading.py), networks.
 Sources: ReFL (2304.05977), which teaches a generator by a differentiable reward at a late step; DRaFT-K (2309.17400),
 whose gradient runs through the last K passes of a whole walk; the rollouts are those of Self-Forcing (2506.08009).
 
@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from arvid.train.asking import Asked, Asking, distance
+from arvid.rewards.reading import Asked, Asking, distance
 from arvid.train.self_forcing import SelfForcing
 
 OUTLIER = 1.5
