@@ -102,11 +102,12 @@ def test_a_run_made_again_has_the_same_weights(judged: Path) -> None:
 
 
 def test_prompts_apart_are_never_shown(runs: Path) -> None:
-    shown = Shown(runs, SIZES)
+    shown = Shown(runs, SIZES, 2)
     texts = [shown(step).text_NSD for step in range(40)]
     apart = shown.text[-2:].float()
     assert not any(torch.equal(row, held) for text in texts for row in text for held in apart)
     assert [shown(step).rollout for step in range(6)] == [0, 1, 0, 2, 0, 1]
+    assert {Shown(runs, SIZES, 0)(step).rollout for step in range(6)} == {0}
     assert torch.equal(shown(7).text_NSD, texts[7])
 
 

@@ -40,8 +40,10 @@ DEEP = 2
 """Passes of a walk that carry a gradient; the whole of it gave gradients twenty times as long and taught nothing."""
 LONG = 9
 """Latent frames of a later window: blocks of one rollout that are learned from together."""
-WALKS = {"target": (4, 4), "drafter": (4, 1)}
-"""Passes of the walks of later windows, in turn: a drafter is asked for drafts of one pass too. First blocks have 4."""
+WALKS: dict[str, tuple[int, ...]] = {"target": (), "drafter": (4, 1)}
+"""Passes of the walks of later windows, which take turns with first blocks (4 passes); without any, all steps show first
+blocks. A drafter is asked for drafts of one pass too. A target that learned from later windows mended shapes on the way
+and lost what continues (docs/log.md)."""
 
 
 @dataclass(frozen=True)
@@ -58,20 +60,20 @@ class Sizes:
 
 
 class Shown:
-    """Prompts to be shown, first blocks and longer windows in turn, and clips for the anchor."""
+    """Prompts to be shown, as first blocks and in longer windows by `walks` walks in turn, and clips for the anchor."""
 
-    def __init__(self, runs: Path, sizes: Sizes) -> None:
+    def __init__(self, runs: Path, sizes: Sizes, walks: int) -> None:
         self.text, self.clips = read(runs, "first_text"), Encoded(runs, sizes.batch)
-        self.counts = (sizes.firsts, sizes.longer)
+        self.counts, self.walks = (sizes.firsts, sizes.longer), walks
         self.asked: Asked = asked([parse(plain(1000000 + number).prompt).scene for number in range(len(self.text))])
 
     def __call__(self, step: int) -> FeedbackBatch[FlowBatch]:
         """The batch of a step: a pure function of it."""
-        kind = step % 2  # first blocks and longer windows in turn, these by one walk and then by the other
+        kind = step % 2 if self.walks else 0
         drawn = np.random.default_rng([31, step]).integers(0, len(self.text) - APART, self.counts[kind])
         which = torch.from_numpy(drawn)
         return FeedbackBatch(
-            self.text[which].float(), self.asked[which], kind * (1 + step // 2 % 2), self.clips(step).clips
+            self.text[which].float(), self.asked[which], kind and 1 + step // 2 % self.walks, self.clips(step).clips
         )
 
 
@@ -95,14 +97,15 @@ def read_by(runs: Path) -> Asking:
 
 def fed(runs: Path, start: str, steps: int, sizes: Sizes, report: Report) -> None:
     """A transformer that learns from its own blocks."""
-    model, source = trained(runs, start), Shown(runs, sizes)
+    walks = WALKS[kind_of(start)]
+    model, source = trained(runs, start), Shown(runs, sizes, len(walks))
     channels, height, width = read(runs, "latents", 1).shape[2:]
     rollouts = [
         SelfForcing(
             model, Window(WINDOW), Horizon(frames, total, BLOCK), (channels, height, width), few_step(passes),
             step=STEPS[CARD.step], deep=DEEP, part=LAST,
         )
-        for frames, total, passes in ((BLOCK, BLOCK, 4), *((LONG, FRAMES, passes) for passes in WALKS[kind_of(start)]))
+        for frames, total, passes in ((BLOCK, BLOCK, 4), *((LONG, FRAMES, passes) for passes in walks))
     ]  # fmt: skip
     forcing = GuidedForcing(model, FRAMES, BLOCK, *map(Window, WINDOWS), scale=GUIDANCE)
     objective = Feedback(rollouts, again(runs), read_by(runs), BLOCK, forcing)
