@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from arvid.caches.window import Window
 from arvid.models.family import load_autoencoder
-from arvid.recipes.distill import kind_of, trained
+from arvid.recipes.distill import trained
 from arvid.recipes.embedded import CARD, CPU, FRAMES, GUIDANCE, WINDOW, WINDOWS, Encoded, Report
 from arvid.recipes.transformers import keep, read
 from arvid.recipes.world import BLOCK, plain
@@ -36,45 +36,36 @@ from arvid.worlds.grammar import parse
 
 APART = 128
 """First blocks, the last of all, whose prompts nothing is learned from."""
-DEEP = 2
-"""Passes of a walk that carry a gradient; the whole of it gave gradients twenty times as long and taught nothing."""
-LONG = 9
-"""Latent frames of a later window: blocks of one rollout that are learned from together."""
-WALKS: dict[str, tuple[int, ...]] = {"target": (), "drafter": (4, 1)}
-"""Passes of the walks of later windows, which take turns with first blocks (4 passes); without any, all steps show first
-blocks. A drafter is asked for drafts of one pass too. A target that learned from later windows mended shapes on the way
-and lost what continues (docs/log.md)."""
+PASSES, DEEP = 4, 2
+"""Passes of a walk, and how many of them, the last, carry a gradient; with all of them gradients were twenty times
+as long and taught nothing."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything: prompts of a step that shows first blocks, and of one that shows a window of a longer
-    rollout; whole clips of a step's anchor; `rate` is the learning rate."""
+    """How much of everything: prompts whose first blocks a step shows, whole clips of its anchor; `rate` is the
+    learning rate."""
 
-    target_steps: int = 450
-    drafter_steps: int = 450
+    target_steps: int = 190
+    drafter_steps: int = 190
     firsts: int = 32
-    longer: int = 12
-    batch: int = 2
-    rate: float = 2e-4
+    batch: int = 3
+    rate: float = 1.5e-4
 
 
 class Shown:
-    """Prompts to be shown, as first blocks and in longer windows by `walks` walks in turn, and clips for the anchor."""
+    """Prompts to be shown, and clips for the anchor."""
 
-    def __init__(self, runs: Path, sizes: Sizes, walks: int) -> None:
+    def __init__(self, runs: Path, sizes: Sizes) -> None:
         self.text, self.clips = read(runs, "first_text"), Encoded(runs, sizes.batch)
-        self.counts, self.walks = (sizes.firsts, sizes.longer), walks
+        self.firsts = sizes.firsts
         self.asked: Asked = asked([parse(plain(1000000 + number).prompt).scene for number in range(len(self.text))])
 
     def __call__(self, step: int) -> FeedbackBatch[FlowBatch]:
         """The batch of a step: a pure function of it."""
-        kind = step % 2 if self.walks else 0
-        drawn = np.random.default_rng([31, step]).integers(0, len(self.text) - APART, self.counts[kind])
+        drawn = np.random.default_rng([31, step]).integers(0, len(self.text) - APART, self.firsts)
         which = torch.from_numpy(drawn)
-        return FeedbackBatch(
-            self.text[which].float(), self.asked[which], kind and 1 + step // 2 % self.walks, self.clips(step).clips
-        )
+        return FeedbackBatch(self.text[which].float(), self.asked[which], self.clips(step).clips)
 
 
 def again(runs: Path) -> Callable[[Tensor], Tensor]:
@@ -97,23 +88,19 @@ def read_by(runs: Path) -> Asking:
 
 def fed(runs: Path, start: str, steps: int, sizes: Sizes, report: Report) -> None:
     """A transformer that learns from its own blocks."""
-    walks = WALKS[kind_of(start)]
-    model, source = trained(runs, start), Shown(runs, sizes, len(walks))
+    model, source = trained(runs, start), Shown(runs, sizes)
     channels, height, width = read(runs, "latents", 1).shape[2:]
-    rollouts = [
-        SelfForcing(
-            model, Window(WINDOW), Horizon(frames, total, BLOCK), (channels, height, width), few_step(passes),
-            step=STEPS[CARD.step], deep=DEEP, part=LAST,
-        )
-        for frames, total, passes in ((BLOCK, BLOCK, 4), *((LONG, FRAMES, passes) for passes in walks))
-    ]  # fmt: skip
+    first = SelfForcing(
+        model, Window(WINDOW), Horizon(BLOCK, BLOCK, BLOCK), (channels, height, width), few_step(PASSES),
+        step=STEPS[CARD.step], deep=DEEP, part=LAST,
+    )  # fmt: skip
     forcing = GuidedForcing(model, FRAMES, BLOCK, *map(Window, WINDOWS), scale=GUIDANCE)
-    objective = Feedback(rollouts, again(runs), read_by(runs), BLOCK, forcing)
+    objective = Feedback(first, again(runs), read_by(runs), BLOCK, forcing)
 
     def numbers(_: nn.Module) -> dict[str, float]:
         with torch.no_grad():
             text, scenes = source.text[-APART:].float(), source.asked[torch.arange(-APART, 0)]
-            terms = objective.terms(rollouts[0](text, torch.Generator().manual_seed(1)), scenes)
+            terms = objective.terms(first(text, torch.Generator().manual_seed(1)), scenes)
             return {"held_distance": float(distance(terms).mean())} | {
                 f"held_{name}": float(term.mean()) for name, term in terms.items()
             }

@@ -1,6 +1,6 @@
 """Reward feedback: a few-step model learns from what its own finished blocks show, beside the flow it came from.
 
-Knows: which blocks of which rollouts are looked at, that they are looked at as they decode, how far outliers may pull.
+Knows: which blocks of a rollout are looked at, that they are looked at as they decode, how far outliers may pull.
 Does not know: how a rollout is made (train/self_forcing.py), what is asked of a block (rewards/reading.py), networks.
 Sources: ReFL (2304.05977), which teaches a generator by a differentiable reward at a late step; DRaFT-K (2309.17400),
 whose gradient runs through the last K passes of a whole walk; the rollouts are those of Self-Forcing (2506.08009).
@@ -11,7 +11,7 @@ from the autoencoder. The flow's own loss, on true clips, keeps the model where 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -31,28 +31,27 @@ B = TypeVar("B")
 
 @dataclass(frozen=True)
 class FeedbackBatch(Generic[B]):
-    """Texts [N, S, D] to be shown and what they ask for, which rollout shows them, and the batch of the anchor."""
+    """Texts [N, S, D] to be shown, what they ask for, and the batch of the anchor."""
 
     text_NSD: Tensor
     asked: Asked
-    rollout: int
     anchor: B
 
 
 class Feedback(Generic[B]):
     """The distance of own blocks from what was asked, and the anchor's loss. `again` takes latents [N, T, C, H, W]
-    through the autoencoder and back; a rollout gives windows of whole blocks of `block` frames."""
+    through the autoencoder and back; the rollout gives windows of whole blocks of `block` frames."""
 
     def __init__(
-        self, rollouts: Sequence[SelfForcing], again: Callable[[Tensor], Tensor], asking: Asking, block: int,
+        self, rollout: SelfForcing, again: Callable[[Tensor], Tensor], asking: Asking, block: int,
         anchor: Callable[[B, torch.Generator], dict[str, Tensor]], weight: float = ANCHOR,
     ) -> None:  # fmt: skip
-        self.rollouts, self.again, self.asking, self.block = rollouts, again, asking, block
+        self.rollout, self.again, self.asking, self.block = rollout, again, asking, block
         self.anchor, self.weight = anchor, weight
 
     def __call__(self, batch: FeedbackBatch[B], generator: torch.Generator) -> dict[str, Tensor]:
         """`loss`, `distance` of the blocks and its terms, and the anchor's loss as `anchor`."""
-        window = self.rollouts[batch.rollout](batch.text_NSD, generator)
+        window = self.rollout(batch.text_NSD, generator)
         blocks = window.unflatten(1, (-1, self.block))
         chosen = torch.arange(len(window)).repeat_interleave(blocks.shape[1])
         terms = self.terms(blocks.flatten(0, 1), batch.asked[chosen])
