@@ -68,3 +68,7 @@ def test_what_it_refuses(tmp_path: Path) -> None:
         judge().score_block(Candidate(wrong.block_BTCHW[:, :, :2], None, wrong.frames, None, wrong.condition))
     with pytest.raises(ValueError, match="no reading judge in"):
         ReadingJudge.load(tmp_path)
+    judge().save(tmp_path)
+    (tmp_path / "config.json").write_text('{"channels": 4}')
+    with pytest.raises(ValueError, match=r"the reading judge in .* is damaged .*; fetch it again"):
+        ReadingJudge.load(tmp_path)

@@ -270,6 +270,6 @@ class ReadingJudge(nn.Module):
         """Read what `save` wrote. Raises ValueError when it is missing, damaged or of another configuration."""
 
         def make(raw: dict[str, Any]) -> ReadingJudge:
-            return cls(ReadingJudgeConfig(**{**raw, "meaning": Meaning(**raw["meaning"])}))
+            return cls(ReadingJudgeConfig(**{**raw, "meaning": Meaning(**raw.get("meaning", {}))}))
 
         return parts.load("reading judge", make, directory)
