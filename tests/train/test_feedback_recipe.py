@@ -68,6 +68,9 @@ def test_both_transformers_learn(judged: Path) -> None:
         before = load_file(judged / name / "model.safetensors")
         after = load_file(judged / f"{name}-feedback" / "model.safetensors")
         assert before.keys() == after.keys()
+        ended = torch.load(judged / f"{name}-feedback" / "checkpoint.pt", weights_only=True)["average"]
+        for key, value in after.items():
+            torch.testing.assert_close(value.float(), (before[key] + ended[key]) / 2, rtol=0.01, atol=0.01)
         assert any(not torch.equal(value, after[key]) for key, value in before.items())
         assert all(value.isfinite().all() and value.dtype == torch.bfloat16 for value in after.values())
     held = [row for row in rows if "held_distance" in row]

@@ -36,6 +36,9 @@ from arvid.worlds.grammar import parse
 
 APART = 128
 """First blocks, the last of all, whose prompts nothing is learned from."""
+BLEND = 0.5
+"""What is kept lies so far from the start to where the run ended (WiSE-FT, 2109.01903): a target half-way was better
+than either end."""
 PASSES, DEEP = 4, 2
 """Passes of a walk, and how many of them, the last, carry a gradient; with all of them gradients were twenty times
 as long and taught nothing."""
@@ -106,8 +109,9 @@ def fed(runs: Path, start: str, steps: int, sizes: Sizes, report: Report) -> Non
             }
 
     config = TrainConfig(steps, sizes.rate, warmup=20, average=0.98, weight_decay=0.0, save_every=50, log_every=10)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     average = train(model, objective, source, config, runs / f"{start}-feedback", numbers, report)
-    keep(average, runs / f"{start}-feedback")
+    keep({name: before[name].lerp(value, BLEND) for name, value in average.items()}, runs / f"{start}-feedback")
 
 
 def target(runs: Path, sizes: Sizes, report: Report) -> None:
