@@ -12,7 +12,7 @@ import pytest
 from test_arrows import ARROWS
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted(path for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")] if path.is_file())
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "src").rglob("*.md")])
 COMMAND_LINE = ROOT / "src" / "arvid" / "cli" / "main.py"
 STATES = {"works", "planned"}
 PROGRAMS = {"arvid", ".venv/bin/arvid"}

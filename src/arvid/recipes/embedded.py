@@ -362,7 +362,7 @@ CARD = Card(
     steps=4,
     step="euler",
     past=f"window:frames={WINDOW}",
-    router="refine:levels=0.7,draft_steps=1,commit=last",
+    router="refine:levels=0.7,draft_steps=1",
     parts={
         "target": asdict(EMBEDDED_TARGET),
         "drafter": asdict(EMBEDDED_DRAFTER),
