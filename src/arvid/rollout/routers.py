@@ -103,7 +103,7 @@ class Refine(Spec):
 @dataclass(frozen=True, kw_only=True)
 class Scored(Spec):
     """Routers that score drafts. `by=frame`: the worst frame's reward; else the judge of whole blocks of that name
-    (`latent` needs no pixels, `block` sees motion and seams), where one is loaded."""
+    (`latent` and `reading` need no pixels, `block` sees motion and seams), where one is loaded."""
 
     by: str = FRAME
 
