@@ -82,7 +82,7 @@ def test_quiet_says_nothing(arvid: Type, done: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["cathedral"], "unknown recipe 'cathedral'; known: embedded, distill, judges, own_videos"),
+        (["cathedral"], "unknown recipe 'cathedral'; known: embedded, distill, feedback, judges, own_videos"),
         (["toy", "--stage", "dance"], "recipe 'toy' has no stage 'dance'; its stages: text, latents, target, pack"),
         (["toy", "--stage", "latents", "--steps", "3"], "stage latents takes none; these do: target, text"),
         (

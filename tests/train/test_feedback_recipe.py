@@ -13,7 +13,7 @@ from torch import nn
 from arvid.models.tae import TinyAutoencoder
 from arvid.models.text import TextEncoder
 from arvid.models.wan.transformer import CausalWan, WanConfig
-from arvid.recipes import distill, embedded, feedback, reading_judge
+from arvid.recipes import distill, embedded, feedback, judges, reading_judge
 from arvid.recipes.feedback import STAGES, Shown, Sizes
 from arvid.recipes.reading_judge import Blocks
 from arvid.rewards.reading import ReadingJudge, ReadingJudgeConfig
@@ -88,7 +88,7 @@ def test_the_judge_learns_to_read(runs: Path, monkeypatch: pytest.MonkeyPatch) -
     encoder = TextEncoder.build(vocabulary())
     encoder.save(runs / "text" / "encoder")
     rows: list[dict[str, float]] = []
-    reading_judge.reading_judge(runs, 2, 1, rows.append)
+    judges.STAGES["reading_judge"](runs, judges.Sizes(reading_judge_steps=2), rows.append)
     assert [set(row) >= {"held_right"} for row in rows if "held_loss" in row] == [True, True]
     judge = ReadingJudge.load(runs / "reading_judge" / "model")
     assert judge.config.meaning.paces == [0.5, 1.0, 1.75]

@@ -49,9 +49,10 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_each_judge_is_left_where_a_family_finds_it(runs: Path) -> None:
     rows: list[dict[str, float]] = []
-    for stage in STAGES.values():
-        stage(runs, SIZES, rows.append)
-    for name in STAGES:
+    ranked = ("latent_judge", "block_judge")  # the one that reads is in test_feedback_recipe
+    for name in ranked:
+        STAGES[name](runs, SIZES, rows.append)
+    for name in ranked:
         log = [json.loads(line) for line in (runs / name / "log.jsonl").read_text().splitlines()]
         assert 0 <= log[-1]["held_auc"] <= 1
     said = Condition("words", torch.randn(1, 5, 8))
