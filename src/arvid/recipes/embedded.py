@@ -27,6 +27,7 @@ from arvid.models.tae import TIME_STRIDE, TAEConfig, TinyAutoencoder
 from arvid.models.text import TextEncoder
 from arvid.models.wan.presets import EMBEDDED_DRAFTER, EMBEDDED_TARGET
 from arvid.models.wan.transformer import WanConfig
+from arvid.pipeline import JUDGES
 from arvid.recipes.transformers import Rows, begun, flow_settings, keep, read
 from arvid.recipes.world import BLOCK, PIXEL_FRAMES, changing, clips, labelled, labels, plain, to_pixels
 from arvid.rewards.frame import FrameReward
@@ -345,7 +346,7 @@ def pack(runs: Path, sizes: Sizes, report: Report) -> None:
     for part in ("target", "drafter"):
         fed = runs / f"{part}-feedback" / "model.safetensors"
         shutil.copyfile(fed if fed.is_file() else runs / part / "model.safetensors", out / f"{part}.safetensors")
-    for name in ("reward", "latent_judge", "block_judge", "reading_judge"):
+    for name in ("reward", *(f"{judge}_judge" for judge in JUDGES)):
         if (runs / name / "model").is_dir():
             shutil.copytree(runs / name / "model", out / name, dirs_exist_ok=True)
     (out / "card.json").write_text(json.dumps(asdict(CARD), indent=2) + "\n", encoding="utf-8")

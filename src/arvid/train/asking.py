@@ -13,12 +13,11 @@ from functools import cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from arvid.rewards.reading import Asked, BlockReader, Meaning, SceneReader
 from arvid.train.reading import Told, cells_loss
-from arvid.train.text import ABSENT, THING_FIELDS, WAYS, targets
+from arvid.train.text import ABSENT, THING_FIELDS, WAYS, entropy, targets
 from arvid.worlds import shapes
 from arvid.worlds.grammar import SHAPES, SIZES, SPEEDS, THING_COLOURS, Scene
 from arvid.worlds.labels import label
@@ -109,9 +108,6 @@ class SceneReading:
         there_NK = (batch.things_NKF[..., 0] != ABSENT).long()
         wanted = [there_NK, *batch.things_NKF.unbind(-1)]
         logits = self.reader(batch.text_NLD)
-        losses = [
-            F.cross_entropy(a.flatten(0, 1), b.flatten(), ignore_index=ABSENT)
-            for a, b in zip(logits, wanted, strict=True)
-        ]
+        losses = [entropy(a, b) for a, b in zip(logits, wanted, strict=True)]
         hits = [(a.argmax(-1) == b) | (b == ABSENT) for a, b in zip(logits, wanted, strict=True)]
         return {"loss": torch.stack(losses).mean(), "right": torch.stack(hits).all(0).all(1).float().mean()}

@@ -209,7 +209,7 @@ class Passes:
 class TeacherForcing:
     """Flow matching with one noise level per block.
 
-    Every step draws one of `policies`, so that a model learns to read pasts of several lengths. A share
+    Every step draws one of its policies, so that a model learns to read pasts of several lengths. A share
     `noisy_past` of the clips gets a noised past, each block at its own level up to `past_level`, which the model is
     told; so the past may later be committed at any level. A share `rough_past` of the other pasts is disturbed
     without being told, at up to `rough_level`: the small errors of its own making that a long rollout feeds back.
@@ -218,7 +218,7 @@ class TeacherForcing:
     """
 
     def __init__(
-        self, model: FlowModel, frames: int, block: int, *policies: Policy, shift: float = 5.0,
+        self, model: FlowModel, frames: int, block: int, policy: Policy, *others: Policy, shift: float = 5.0,
         noisy_past: float = 0.3, past_level: float = 0.85, rough_past: float = 0.5, rough_level: float = 0.12,
         first_weight: float = 1.0,
     ) -> None:  # fmt: skip
@@ -226,7 +226,7 @@ class TeacherForcing:
         self.noisy_past, self.past_level = noisy_past, past_level
         self.rough_past, self.rough_level = rough_past, rough_level
         self.first_weight = first_weight
-        self._choices = [Passes(model, frames, block, policy) for policy in policies]
+        self._choices = [Passes(model, frames, block, policy) for policy in (policy, *others)]
         self.passes = self._choices[0]
 
     def __call__(self, batch: FlowBatch, generator: torch.Generator) -> dict[str, Tensor]:

@@ -264,8 +264,8 @@ class Reading:
         """Loss and its two parts, in nats per field; `generator` is not drawn from."""
         slots, nouns = self.reader(batch)
         wanted = _wanted(batch)
-        slot = torch.stack([_entropy(a, b) for a, b in zip(slots, wanted, strict=True)]).mean()
-        told = torch.stack([_entropy(a, batch.things_BKF[..., f]) for f, a in enumerate(nouns)]).mean()
+        slot = torch.stack([entropy(a, b) for a, b in zip(slots, wanted, strict=True)]).mean()
+        told = torch.stack([entropy(a, batch.things_BKF[..., f]) for f, a in enumerate(nouns)]).mean()
         return {"loss": slot + told, "slot": slot.detach(), "noun": told.detach()}
 
 
@@ -293,7 +293,7 @@ def _wanted(batch: TextBatch) -> list[Tensor]:
     return [*batch.things_BKF.flatten(1).unbind(1), *batch.scene_BF.unbind(1)]
 
 
-def _entropy(logits: Tensor, wanted: Tensor) -> Tensor:
+def entropy(logits: Tensor, wanted: Tensor) -> Tensor:
     """Cross-entropy over the targets that are there; 0 where none is."""
     total = F.cross_entropy(logits.flatten(0, -2), wanted.flatten(), ignore_index=ABSENT, reduction="sum")
     return total / (wanted != ABSENT).sum().clamp(min=1)
