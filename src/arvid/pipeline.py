@@ -31,7 +31,7 @@ from arvid.rewards.latent import LatentJudge
 from arvid.rewards.reading import ReadingJudge
 from arvid.rollout.flow import FlowWalker
 from arvid.rollout.guard import GUARDS, Guard, Off
-from arvid.rollout.judging import Routing
+from arvid.rollout.judging import Routing, chooser
 from arvid.rollout.reach import Reach
 from arvid.rollout.replay import Timed
 from arvid.rollout.routers import ROUTERS, Draft, Target
@@ -223,7 +223,17 @@ class Pipeline:
         if router.asks not in ("", FRAME, *family.judges):
             known = ", ".join(sorted(family.judges)) or "none"
             raise ValueError(f"router {name!r} asks the judge {router.asks!r}; {family.card.name} has {known}")
+        if router.first_best > 1 and not self.chooses:
+            raise ValueError(
+                f"router {name!r} chooses among {router.first_best} first blocks, but {family.card.name} has no judge "
+                "of blocks that reads latents; leave first_best out"
+            )
         return router
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the family has judges who can choose among several first blocks."""
+        return chooser(self.family.judges, Clock()) is not None
 
     def changes(self, request: Request, plan: Plan, given: int = 0) -> tuple[Change, ...]:
         """Where in a plan the prompts of a request begin. Raises ValueError for a timeline that does not fit."""
@@ -306,7 +316,8 @@ class Pipeline:
         family, shape = self.family, (1, *self.latent_shape)
         target = self._walker("target", family.target, request, clock)
         drafter = self._walker("drafter", family.drafter, request, clock) if family.drafter else None
-        common = target, drafter, shape, clock, request.seed, shift_of(family.card)
+        choose = chooser(family.judges, clock)
+        common = target, drafter, shape, clock, request.seed, shift_of(family.card), choose
         always = Target(commit=router.commit, level=router.commit_level)
         routed = Speculator(router, *common)
         alone = routed if isinstance(router, Draft) else Speculator(always, *common)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arvid.models.tae import TAEConfig, TinyAutoencoder
+from arvid.models.tae import Rise, TAEConfig, TinyAutoencoder
 
 TINY = TAEConfig(
     latent_channels=4, encoder_widths=(4, 6, 8), decoder_widths=(4, 6, 8), encoder_blocks=(1, 1, 2),
@@ -110,3 +111,14 @@ def test_settings_build_the_same_model() -> None:
 def test_a_clip_that_does_not_fit_is_one_clear_line(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=rf"cannot encode {shape[1]} frames of {shape[4]}x{shape[3]}: .*trim or pad"):
         tiny().encode(torch.zeros(shape))
+
+
+def test_rising_is_a_transposed_convolution_of_two_by_two() -> None:
+    torch.manual_seed(0)
+    rise, x_NCHW = Rise(6, 5), torch.randn(3, 6, 4, 7)
+    weight, bias = rise[0].weight, rise[0].bias
+    assert bias is not None
+    # Every cell becomes 2x2 cells, each by a map of its own: the kernel of a transposed convolution of stride 2.
+    kernel = weight.view(5, 2, 2, 6).permute(3, 0, 1, 2)
+    expected = F.conv_transpose2d(x_NCHW, kernel, stride=2) + bias.view(5, 2, 2).repeat(1, 4, 7)
+    torch.testing.assert_close(rise(x_NCHW), expected, rtol=1e-5, atol=1e-5)

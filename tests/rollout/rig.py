@@ -20,14 +20,14 @@ from arvid.rollout.judging import NO_JUDGES, Routing
 from arvid.rollout.loop import rollout
 from arvid.rollout.reach import Reach
 from arvid.rollout.routers import ROUTERS
-from arvid.rollout.speculate import Speculator
+from arvid.rollout.speculate import Chooser, Speculator
 from arvid.rollout.stage import Clock, Stage
 from arvid.samplers.grids import few_step
 from arvid.samplers.noise import SeededNoise
 from arvid.samplers.plans import sequential
 from arvid.samplers.steps import STEPS
 from arvid.spec import build
-from arvid.types import Block, BlockReward, Condition, DecoderState, Estimate, Memory, Span, View
+from arvid.types import Block, BlockReward, Condition, DecoderState, Estimate, Memory, Noise, Span, View
 
 BLOCK, CHANNELS, SIDE, STEPS_EACH, FRAMES = 2, 4, 4, 3, 9
 SIGMAS = few_step(STEPS_EACH)
@@ -79,7 +79,7 @@ class CountedDecoder:
 class WatchedNoise:
     """Noise, and the names under which it was asked for."""
 
-    inner: SeededNoise
+    inner: Noise
     asked: list[tuple[int, int]] = field(default_factory=list)
 
     def draw(self, block: int, step: int, shape: tuple[int, ...]) -> Tensor:
@@ -108,6 +108,8 @@ class Run:
         layers: int = 0,
         judges: Mapping[str, BlockReward] = NO_JUDGES,
         now: Callable[[], float] = time.perf_counter,
+        choose: Chooser | None = None,
+        noise: Noise | None = None,
     ) -> None:
         """`layers`: how far back pending blocks are kept (0: all of them)."""
         spec, clock = build(text, ROUTERS, "router"), Clock(now)
@@ -115,14 +117,16 @@ class Run:
         self.decoder = CountedDecoder(autoencoder())
         self.pasts = Store(past, BLOCK), Store(past, BLOCK)
         self.stage = Stage(self.decoder, clock)
-        self.noise = WatchedNoise(SeededNoise(3))
+        self.noise = WatchedNoise(noise or SeededNoise(3))
         self.walkers = tuple(
             FlowWalker(name, watched, store, STEPS[step], clock, Reach(past, layers) if layers else None)
             for name, watched, store in zip(
                 ("target", "drafter"), (self.target, self.drafter), self.pasts, strict=True
             )
         )  # fmt: skip
-        proposer = Speculator(spec, self.walkers[0], self.walkers[1] if drafter else None, SHAPE, clock, seed=3)
+        proposer = Speculator(
+            spec, self.walkers[0], self.walkers[1] if drafter else None, SHAPE, clock, seed=3, choose=choose
+        )
         plan, judge = sequential(frames, BLOCK, SIGMAS), Routing(spec, Whim(), clock, judges)
         self.blocks: list[Block] = []
         self.decodes: list[int] = []

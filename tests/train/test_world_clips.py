@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from arvid.recipes import embedded
 from arvid.recipes.embedded import Encoded
-from arvid.recipes.world import changing, labels, plain
-from arvid.worlds import captions, oracle
+from arvid.recipes.world import changing, labelled, labels, plain
+from arvid.worlds import captions, oracle, shapes
 from arvid.worlds.grammar import parse
 
 TAKES = [changing(number) for number in range(30)]
@@ -21,6 +21,7 @@ TAKES = [changing(number) for number in range(30)]
 def test_what_is_told_is_true_of_the_second_act_and_not_of_the_first() -> None:
     second, first = [], []
     for take in TAKES[:8]:
+        assert take.begins is not None
         film, begin = take.render(), take.begins[1]
         second.append(oracle.judge(film[begin:], take.told).alignment)
         first.append(oracle.judge(film[:begin], take.told).alignment)
@@ -38,6 +39,15 @@ def test_a_change_begins_with_a_block_and_stays_in_the_training_part() -> None:
         assert len(parse(take.told).acts) == 1
     assert {take.learned for take in TAKES} == {3, 6, 9, 12, 15}
     assert plain(5).learned == 0
+
+
+def test_a_story_is_a_clip_of_its_own_like_any_other() -> None:
+    stories = (plain(number, levels=(4,)) for number in range(20))
+    take = next(take for take in stories if len(parse(take.prompt).acts) > 1)
+    film, found = labelled((take.seed, False, (4,)))
+    assert np.array_equal(film, shapes.render(take.prompt, take.seed))
+    assert found.things_THW.any((1, 2)).all()
+    assert take.learned == 0
 
 
 def test_changes_are_new_scenes_and_events() -> None:

@@ -31,6 +31,8 @@ from arvid.worlds import oracle, shapes
 
 LONG = 3
 """How many times the training length the long videos are."""
+BEST = 4
+"""First blocks that the target chooses among in a further row."""
 LISTENED = 4
 """Videos whose blocks are measured while they are made."""
 
@@ -51,6 +53,10 @@ def measure(
         f"target_{LONG}x": _videos(pipeline, test, "target", LONG * seconds),
         f"drafter_{LONG}x": _videos(pipeline, test, "draft", LONG * seconds),
     }
+    if pipeline.chooses:
+        best = f"target:first_best={BEST}"
+        rows |= {f"target_best{BEST}": _videos(pipeline, test, best, seconds)}
+        rows |= {f"target_best{BEST}_{LONG}x": _videos(pipeline, test, best, LONG * seconds)}
     pair = {name: transformer_config(card, name) for name in ("target", "drafter")}
     keys = (card.trained_frames // 2) * (card.size[0] // 16) * (card.size[1] // 16)
     cost = {name: flops_per_token(config, keys) for name, config in pair.items()}
@@ -163,7 +169,8 @@ def told(report: Row) -> list[str]:
     lines = [
         f"autoencoder: {report['autoencoder']['psnr_db']:.1f} dB, truth keeps {report['autoencoder']['score']:.3f}"
     ]
-    for name in ("target", "drafter", f"target_{LONG}x", f"drafter_{LONG}x"):
+    kinds = ("target", f"target_best{BEST}", "drafter")
+    for name in (name for kind in kinds for name in (kind, f"{kind}_{LONG}x") if name in report):
         row = report[name]
         low, high = row["score_ci95"] or (row["score"], row["score"])
         lines.append(

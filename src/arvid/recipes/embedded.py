@@ -31,7 +31,7 @@ from arvid.pipeline import JUDGES
 from arvid.recipes.transformers import Rows, begun, flow_settings, keep, read
 from arvid.recipes.world import BLOCK, PIXEL_FRAMES, changing, clips, labelled, labels, plain, to_pixels
 from arvid.rewards.frame import FrameReward
-from arvid.train.autoencoder import Decoding, LabelledClips, Probe, Reconstruction, psnr
+from arvid.train.autoencoder import Decoding, EncodedClips, LabelledClips, Probe, Reconstruction, psnr
 from arvid.train.guidance import GuidedForcing
 from arvid.train.reading import CellReader, ReadForcing, Told, ToldBatch
 from arvid.train.reward import Faithfulness, PairBatch, Pairs, Seeing, Sights, cell_reader
@@ -160,25 +160,37 @@ def measure_latents(model: TinyAutoencoder, v_BTCHW: Tensor) -> None:
     model.latent_std.copy_(z.std((0, 1, 3, 4)))
 
 
+class Cuts:
+    """Three latent frames of clips and what they show, a pure function of the step; `encode` makes normalised latents
+    of all clips."""
+
+    def __init__(self, model: TinyAutoencoder, count: int, batch: int = 12) -> None:
+        jobs = [(number, False, (1, 2, 2, 3, 4)) for number in range(50000, 50000 + count)]
+        with ProcessPoolExecutor() as pool:
+            made = list(pool.map(labelled, jobs, chunksize=32))
+        self.films, self.things = [film for film, _ in made], [found.things_THW for _, found in made]
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            self.encoded = [model.encode(to_pixels(film[None]))[0].float() for film in self.films]
+        self.batch = batch
+
+    def __call__(self, step: int) -> EncodedClips:
+        rng = np.random.default_rng([13, step])
+        which, starts = rng.integers(0, len(self.films), self.batch), rng.integers(0, FRAMES - 2, self.batch)
+        places = list(zip(which, starts, strict=True))
+        # A stream that starts at latent s shows the last frame of that latent, pixel frame 4 s, and what follows.
+        pixels = np.stack([self.films[i][4 * s : 4 * s + 9] for i, s in places])
+        things = np.stack([self.things[i][4 * s : 4 * s + 9] for i, s in places])
+        latents = torch.stack([self.encoded[i][s : s + 3] for i, s in places])
+        return EncodedClips(latents, to_pixels(pixels), torch.from_numpy(things))
+
+
 def decoder(runs: Path, sizes: Sizes, report: Report) -> None:
     """The decoder alone, longer: the encoder stays as it is, so the latents that transformers learn stay valid."""
     model = TinyAutoencoder().channels_last()
     model.load_state_dict(load_file(runs / "vae" / "vae.safetensors"))
-    _, pool = clips(sizes.clips // 3, False, (1, 2, 2, 3, 4), 50000)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        parts = [model.encode_raw(to_pixels(part)) for part in np.array_split(pool, len(pool) // 8)]
-    encoded = torch.cat(parts).float()
+    source = Cuts(model, sizes.clips // 3)
     _, held = clips(32, True, (1, 2, 2), 900)
     held_pixels = to_pixels(held)
-
-    def source(step: int) -> tuple[Tensor, Tensor]:
-        rng = np.random.default_rng([13, step])
-        which, starts = rng.integers(0, len(pool), 12), rng.integers(0, FRAMES - 2, 12)
-        places = list(zip(which, starts, strict=True))
-        # A stream that starts at latent s shows the last frame of that latent, pixel frame 4 s, and what follows.
-        pixels = np.stack([pool[i, 4 * s : 4 * s + 9] for i, s in places])
-        return torch.stack([encoded[i, s : s + 3] for i, s in places]), to_pixels(pixels)
-
     for p in model.encoder.parameters():
         p.requires_grad_(False)
     config = TrainConfig(

@@ -30,18 +30,18 @@ LEVELS = (1, 2, 2)
 
 @dataclass(frozen=True)
 class Take:
-    """A clip to be rendered: the prompt of all of it and its seed, the frames at which its acts begin, and the prompt
-    that a model is told."""
+    """A clip to be rendered: the prompt of all of it and its seed, the frames at which its acts begin (None: they share
+    the clip equally, and a model is told of all), and the prompt that a model is told."""
 
     prompt: str
     seed: int
-    begins: tuple[int, ...]
+    begins: tuple[int, ...] | None
     told: str
 
     @property
     def learned(self) -> int:
         """The first latent frame that shows what a model is told."""
-        return -(-self.begins[-1] // TIME_STRIDE)
+        return -(-self.begins[-1] // TIME_STRIDE) if self.begins else 0
 
     def render(self, frames: int = PIXEL_FRAMES) -> np.ndarray:
         """Its first frames [frames, 64, 64, 3] uint8."""
@@ -55,7 +55,7 @@ class Take:
 def plain(number: int, held_out: bool = False, levels: tuple[int, ...] = LEVELS) -> Take:
     """The clip with a number, from the training or the held-out part. Raises ValueError for unknown levels."""
     prompt = captions.sample(random.Random(f"{number}-{held_out}"), levels, held_out).prompt
-    return Take(prompt, number, (0,), prompt)
+    return Take(prompt, number, None, prompt)
 
 
 def changing(number: int) -> Take:

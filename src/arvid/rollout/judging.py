@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+import torch
 from torch import Tensor
 
 from arvid.rollout.specs import ACCEPTED, DRAFT, Spec
@@ -72,6 +73,23 @@ class Evidence:
     def pace(self) -> Pace:
         """How fast the rollout is so far."""
         return self._clock.pace
+
+
+def chooser(judges: Mapping[str, BlockReward], clock: Clock) -> Callable[[Tensor, Condition], int] | None:
+    """Who picks the best of several first blocks, by the product of what all judges say that need no pixels: each sees
+    what another misses, and one that is sure of a fault is enough. None without such judges."""
+    able = [judge for judge in judges.values() if not judge.lookback]
+
+    def choose(blocks_NTCHW: Tensor, condition: Condition) -> int:
+        candidate = Candidate(blocks_NTCHW, None, _unseen, None, condition)
+        with clock.measure("score"):
+            return int(torch.stack([judge.score_block(candidate).log() for judge in able]).sum(0).argmax())
+
+    return choose if able else None
+
+
+def _unseen() -> Tensor:
+    raise RuntimeError("a judge that looks at no frames asked for pixels; its lookback says otherwise")
 
 
 class Routing:

@@ -21,6 +21,8 @@ REFINED, REPAIRED, VERIFIED = "refined", "repaired", "verified"
 ACCEPTED = Verdict("accept")
 MOST_STEPS = 1000
 """Passes of one walk: a timestep each on the scale that networks are told."""
+MOST_CANDIDATES = 64
+"""First blocks that are made in one pass, to choose among."""
 LIMITS = ("delta", "once", "tau")
 """Options that may be infinite: each then means what another router does."""
 FRAME = "frame"
@@ -67,14 +69,16 @@ class Spec:
     """Options every router has. `repair=k`: a rejected block resumes from the draft after k steps (T-Stitch order;
     all of them keep the draft, -1 redoes it from noise). `refine=a+b`: instead, the draft is re-noised to level a and
     walks a, b, 0. `steps`, `first_steps`, `draft_steps`: passes of the target, of the target on block 0, of the
-    drafter; 0 takes the levels of the plan, which are the model's own unless `steps` says otherwise. `commit=last`
-    keeps the keys of the last pass instead of paying a clean one; `level` is the noise level of clean commits. Numbers
-    are finite, but for LIMITS. Raises ValueError for what cannot be."""
+    drafter; 0 takes the levels of the plan, which are the model's own unless `steps` says otherwise. `first_best=n`:
+    block 0 is the best of n, each from noise of its own (see `speculate.Chooser`). `commit=last` keeps the keys of the
+    last pass instead of paying a clean one; `level` is the noise level of clean commits. Numbers are finite, but for
+    LIMITS. Raises ValueError for what cannot be."""
 
     repair: int = -1
     refine: tuple[float, ...] = ()
     steps: int = 0
     first_steps: int = 0
+    first_best: int = 1
     draft_steps: int = 0
     commit: str = "clean"
     level: float = 0.0
@@ -98,6 +102,8 @@ class Spec:
         counts = (self.steps, self.first_steps, self.draft_steps)
         if not all(0 <= count <= MOST_STEPS for count in counts) or not 0 <= self.level < 1:
             raise ValueError(f"steps must be from 0 to {MOST_STEPS} and level in [0, 1); got {self}")
+        if not 1 <= self.first_best <= MOST_CANDIDATES:
+            raise ValueError(f"first_best={self.first_best} candidates; give 1 (no choice) to {MOST_CANDIDATES}")
 
     @property
     def remedies(self) -> bool:

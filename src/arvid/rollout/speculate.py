@@ -11,8 +11,10 @@ step of `refine` from its level, bit for bit.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from arvid.rollout.flow import FlowWalker
@@ -20,25 +22,34 @@ from arvid.rollout.specs import DRAFT, REFINED, REMEDY, REPAIRED, TARGET, VERIFI
 from arvid.rollout.stage import Clock
 from arvid.rollout.verify import Checked
 from arvid.samplers.grids import SHIFT, few_step
-from arvid.samplers.noise import INITIAL, REFINE
+from arvid.samplers.noise import CANDIDATE, INITIAL, REFINE
 from arvid.samplers.steps import add_noise
 from arvid.types import Condition, Move, Noise, Proposal
 
 Shape = tuple[int, int, int, int]
+Chooser = Callable[[Tensor, Condition], int]
+"""(first blocks [N, T, C, H, W], what they were asked to show, N times) -> the number of the best."""
 
 
 class Speculator:
     """A `Proposer` of two walkers; `shape` is (batch, channels, height, width) of the latents, which live where
     the condition lives. Without a drafter every block is the target's. A draft of a number of passes of its own walks
     the levels of `shift`, as the plan's do. A plan is known by its moves only: `propose` raises ValueError before the
-    first draft that is shorter than the router's repair."""
+    first draft that is shorter than the router's repair.
+
+    Where the router asks for the best of several first blocks, they are made together in one batch and `choose` picks
+    one: a search over noise (2501.09732), where it costs least (nothing is behind block 0, and a small batch fills a
+    pass) and lasts longest (every later block goes on with it)."""
 
     def __init__(
         self, spec: Spec, target: FlowWalker, drafter: FlowWalker | None, shape: Shape, clock: Clock, seed: int = 0,
-        shift: float = SHIFT,
+        shift: float = SHIFT, choose: Chooser | None = None,
     ) -> None:  # fmt: skip
+        """Raises ValueError for a choice among several first blocks without anybody who chooses."""
+        if spec.first_best > 1 and choose is None:
+            raise ValueError(f"first_best={spec.first_best} needs a judge of blocks that reads latents; none is loaded")
         self._spec, self._target, self._drafter, self._clock, self._seed = spec, target, drafter, clock, seed
-        self._shape, self._shift = shape, shift
+        self._shape, self._shift, self._choose = shape, shift, choose
 
     def propose(self, move: Move, condition: Condition, noise: Noise, rejected: Proposal | None = None) -> Proposal:
         """A draft or the target's block, as the router picks; after a rejection the remedy."""
@@ -54,21 +65,33 @@ class Speculator:
         check = self._spec.check
         return self._verify(self._drafter, check, move, condition, noise, draft) if check else draft
 
-    def _initial(self, move: Move, condition: Condition, noise: Noise) -> Tensor:
+    def _initial(self, move: Move, condition: Condition, noise: Noise, step: int = INITIAL) -> Tensor:
         batch, channels, height, width = self._shape
-        x_BTCHW = noise.draw(move.index, INITIAL, (batch, len(move.span), channels, height, width))
+        x_BTCHW = noise.draw(move.index, step, (batch, len(move.span), channels, height, width))
         return x_BTCHW.to(condition.text_BLD.device)
+
+    def _walk(
+        self, walker: FlowWalker, move: Move, sigmas: tuple[float, ...], condition: Condition, noise: Noise
+    ) -> Proposal:
+        """A block from its initial noise; of block 0 as many as the router asks for, and the best of them."""
+        count = self._spec.first_best if move.index == 0 else 1
+        x_BTCHW = self._initial(move, condition, noise)
+        if count == 1 or self._choose is None:
+            return walker.walk(move, x_BTCHW, sigmas, condition, noise)
+        others = [self._initial(move, condition, noise, CANDIDATE + number) for number in range(1, count)]
+        asked = replace(condition, text_BLD=condition.text_BLD.repeat(count, 1, 1))
+        made = walker.walk(move, torch.cat([x_BTCHW, *others]), sigmas, asked, noise)
+        self._clock.count(walker.name, (count - 1) * made.passes)
+        return _one(made, self._choose(made.block_BTCHW, asked), len(x_BTCHW))
 
     def _from_noise(self, move: Move, condition: Condition, noise: Noise) -> Proposal:
         with self._clock.measure("target"):
-            x = self._initial(move, condition, noise)
-            return replace(self._target.walk(move, x, move.sigmas, condition, noise), source=TARGET)
+            return replace(self._walk(self._target, move, move.sigmas, condition, noise), source=TARGET)
 
     def _draft(self, drafter: FlowWalker, move: Move, condition: Condition, noise: Noise) -> Proposal:
         sigmas = few_step(self._spec.draft_steps, self._shift) if self._spec.draft_steps else move.sigmas
         with self._clock.measure("draft"):
-            x = self._initial(move, condition, noise)
-            return replace(drafter.walk(move, x, sigmas, condition, noise), source=DRAFT)
+            return replace(self._walk(drafter, move, sigmas, condition, noise), source=DRAFT)
 
     def _renoised(self, move: Move, draft: Proposal, noise: Noise) -> Tensor:
         """The draft at the first level of a refinement."""
@@ -136,3 +159,12 @@ class Speculator:
                 walker.adopt(move, last.memory)
             else:
                 walker.remember(replace(move, commit=self._spec.commit_level), proposal.block_BTCHW, condition)
+
+
+def _one(made: Proposal, number: int, batch: int) -> Proposal:
+    """One of several candidates that were made in one batch, `batch` videos each."""
+    own = slice(number * batch, (number + 1) * batch)
+    return replace(
+        made, block_BTCHW=made.block_BTCHW[own], trajectory=tuple(x_BTCHW[own] for x_BTCHW in made.trajectory),
+        memory=tuple((k_BLHD[own], v_BLHD[own]) for k_BLHD, v_BLHD in made.memory),
+    )  # fmt: skip

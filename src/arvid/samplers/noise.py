@@ -18,6 +18,8 @@ from arvid.types import Noise
 INITIAL = 0
 """Step 0 of a block is its initial noise; step n is the re-noise before the n-th pass; REFINE and on for repairs."""
 REFINE = 100
+CANDIDATE = 1_000_000
+"""From here on, initial noise of the other candidates for a block."""
 
 
 class SeededNoise:
@@ -38,7 +40,7 @@ class Antiphase:
     """Noise whose neighbouring frames lean against each other, for more motion in long videos (FLEX, 2602.14027; its
     formula is not published, this is an autoregressive row): inside a block, e'_t = rho e'_(t-1) + sqrt(1 - rho^2) e_t.
     Every number is standard normal, neighbouring frames have correlation `rho`, and blocks are independent of each
-    other. Only the initial noise is such; `inner` is asked for the rest (see `arvid.types.Noise`)."""
+    other. Only initial noise is such; `inner` is asked for the rest (see `arvid.types.Noise`)."""
 
     def __init__(self, inner: Noise, rho: float) -> None:
         if not -1 < rho < 1:
@@ -48,7 +50,7 @@ class Antiphase:
     def draw(self, block: int, step: int, shape: tuple[int, ...]) -> Tensor:
         """fp32 of `shape` [B, T, C, H, W]."""
         noise = self._inner.draw(block, step, shape)
-        if step != INITIAL:
+        if INITIAL < step < CANDIDATE:
             return noise
         frames = list(noise.unbind(1))
         for place in range(1, len(frames)):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from arvid.train.reading import Told, cells_loss
 
 NOISE = 0.1
+DECODER_NOISE = 0.2
 PENALTY = 3e-3
 THINGS = 3.0
 PROBE = 0.15
@@ -33,6 +34,14 @@ class Autoencoder(Protocol):
 
     def decode_raw(self, z_BTCHW: Tensor, state: None = None) -> tuple[Tensor, object]:
         """Frames of such latents."""
+        ...
+
+
+class StreamedDecoder(Protocol):
+    """A decoder alone."""
+
+    def decode(self, z_BTCHW: Tensor, state: None = None) -> tuple[Tensor, object]:
+        """Frames of latents of unit variance, and a state."""
         ...
 
 
@@ -83,8 +92,6 @@ class Reconstruction:
             noise = torch.randn(z_BTCHW.shape, generator=generator)
             y_BTCHW, _ = self.model.decode_raw(z_BTCHW + NOISE * noise)
         error = y_BTCHW.float() - batch.v_BTCHW
-        weight = 1 + (THINGS - 1) * batch.things_BTHW[:, :, None].float()
-        absolute, square = (weight * error.abs()).mean(), (weight * error.square()).mean()
         size = z_BTCHW.float().square().mean()
         probe, right = self._probe(z_BTCHW.float(), batch, generator)
         if batch.stills is not None:
@@ -92,7 +99,7 @@ class Reconstruction:
                 still_BTCHW = self.model.encode_raw(batch.stills.v_BTCHW)
             more, right = self._probe(still_BTCHW.float(), batch.stills, generator)
             probe = probe + more
-        loss = absolute + 4 * square + PENALTY * size + PROBE * probe
+        loss = weighted(error, batch.things_BTHW) + PENALTY * size + PROBE * probe
         return {
             "loss": loss, "psnr": psnr(error.square().mean().detach()), "latent": size.detach(),
             "probe": probe.detach(), "right": right,
@@ -108,22 +115,41 @@ class Reconstruction:
         return cells_loss(self.probe(noised), batch.told, moving_BT)
 
 
+@dataclass(frozen=True)
+class EncodedClips:
+    """Latents of unit variance z_BTCHW, the frames v_BTCHW in [-1, 1] they stand for, and the pixels that belong to
+    things [B, T, H, W] bool."""
+
+    z_BTCHW: Tensor
+    v_BTCHW: Tensor
+    things_BTHW: Tensor
+
+
 class Decoding:
     """The same error for the decoder alone, on latents that were encoded before; for finishing a decoder whose latents
-    are in use already. The noise is half of what the pair was trained with."""
+    are in use already. Every clip's latents carry noise of a deviation of its own, from none to DECODER_NOISE of their
+    spread: a generator's errors are of all sizes, and what it means by a small thing is often plain all the same."""
 
-    def __init__(self, model: Autoencoder) -> None:
+    def __init__(self, model: StreamedDecoder) -> None:
         self.model = model
 
-    def __call__(self, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """`batch` is latents before normalisation [B, T, C, H, W] and their frames v_BTCHW in [-1, 1]."""
-        z_BTCHW, v_BTCHW = batch
-        noise = torch.randn(z_BTCHW.shape, generator=generator)
+    def __call__(self, batch: EncodedClips, generator: torch.Generator) -> dict[str, Tensor]:
+        """Returns loss, l1 and psnr (dB)."""
+        z_BTCHW = batch.z_BTCHW
+        deviation = DECODER_NOISE * torch.rand(len(z_BTCHW), 1, 1, 1, 1, generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
-            y_BTCHW, _ = self.model.decode_raw(z_BTCHW + NOISE / 2 * noise)
-        error = y_BTCHW.float() - v_BTCHW
-        absolute, square = error.abs().mean(), error.square().mean()
-        return {"loss": absolute + 4 * square, "l1": absolute.detach(), "psnr": psnr(square.detach())}
+            y_BTCHW, _ = self.model.decode(z_BTCHW + deviation * torch.randn(z_BTCHW.shape, generator=generator))
+        error = y_BTCHW.float() - batch.v_BTCHW
+        return {
+            "loss": weighted(error, batch.things_BTHW), "l1": error.detach().abs().mean(),
+            "psnr": psnr(error.detach().square().mean()),
+        }  # fmt: skip
+
+
+def weighted(error_BTCHW: Tensor, things_BTHW: Tensor) -> Tensor:
+    """Mean absolute and squared error of frames; pixels of things count THINGS times."""
+    weight = 1 + (THINGS - 1) * things_BTHW[:, :, None].float()
+    return (weight * error_BTCHW.abs()).mean() + 4 * (weight * error_BTCHW.square()).mean()
 
 
 def psnr(square: Tensor) -> Tensor:

@@ -1,0 +1,124 @@
+"""The best of several first blocks: each is what its noise alone would have given, and one of them is gone on with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from arvid.pipeline import Pipeline, Request
+from arvid.rollout.judging import chooser
+from arvid.rollout.stage import Clock
+from arvid.samplers.noise import CANDIDATE, Antiphase, SeededNoise
+from arvid.types import Candidate, Condition
+from rollout.rig import BLOCK, BLOCKS, CONDITION, SHAPE, STEPS_EACH, Run, run, same
+
+
+class Swapped:
+    """Noise whose first block begins from that of a candidate."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.inner = number, SeededNoise(3)
+
+    def draw(self, block: int, step: int, shape: tuple[int, ...]) -> Tensor:
+        return self.inner.draw(block, CANDIDATE + self.number if (block, step) == (0, 0) else step, shape)
+
+
+class Picked:
+    """Chooses a number, and keeps what it was shown."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.seen = number, torch.zeros(0)
+
+    def __call__(self, blocks_NTCHW: Tensor, condition: Condition) -> int:
+        assert len(condition.text_BLD) == len(blocks_NTCHW)
+        self.seen = blocks_NTCHW
+        return self.number
+
+
+@pytest.mark.parametrize("router", ["target", "first", "refine:levels=0.8", "first:commit=last", "draft"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_chosen_one_is_what_its_noise_alone_gives(router: str, number: int) -> None:
+    best = Run(f"{router}{',' if ':' in router else ':'}first_best=3", "euler", choose=Picked(number))
+    alone = Run(router, "euler", noise=Swapped(number))
+    torch.testing.assert_close(best.latents, alone.latents, rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(best.remembered(), alone.remembered(), strict=True):
+        for pair, expected in zip(ours, theirs, strict=True):
+            for one, other in zip(pair, expected, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert best.sources == alone.sources
+
+
+def test_the_first_candidate_is_the_block_without_a_choice() -> None:
+    best = Run("target:first_best=2", "euler", choose=Picked(0))
+    torch.testing.assert_close(best.latents, run("target", "euler").latents, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(best.latents, Run("target:first_best=2", "euler", choose=Picked(1)).latents, atol=1e-2)
+
+
+def test_one_candidate_asks_nobody() -> None:
+    def never(blocks_NTCHW: Tensor, condition: Condition) -> int:
+        raise AssertionError
+
+    assert same(Run("first:first_best=1", choose=never), run("first"))
+
+
+def test_every_candidate_counts_as_passes_and_later_blocks_have_one() -> None:
+    picked = Picked(2)
+    made = Run("target:first_best=4", choose=picked)
+    assert picked.seen.shape == (4, BLOCK, *SHAPE[1:])
+    assert len({float(block.sum()) for block in picked.seen}) == 4
+    assert made.passes("target") == [4 * STEPS_EACH] + [STEPS_EACH] * (BLOCKS - 1)
+    assert all(z_BTCHW.shape[0] == 1 for start, _, z_BTCHW in made.target.passes if start)
+
+
+class Says:
+    """A judge of blocks that says what it was told to say."""
+
+    def __init__(self, *scores: float, lookback: int = 0) -> None:
+        self.scores, self.lookback = scores, lookback
+
+    def score_block(self, candidate: Candidate) -> Tensor:
+        if self.lookback:
+            candidate.frames()
+        return torch.tensor(self.scores)
+
+
+def test_the_best_has_the_largest_product_of_scores() -> None:
+    blocks, clock = torch.zeros(3, *SHAPE), Clock()
+    one, other, pixels = Says(0.9, 0.5, 0.6), Says(0.1, 0.5, 0.45), Says(0.0, 0.0, 1.0, lookback=4)
+    for judges, best in [({"a": one}, 0), ({"a": other}, 1), ({"a": one, "b": other}, 2), ({"a": one, "c": pixels}, 0)]:
+        choose = chooser(judges, clock)
+        assert choose is not None
+        assert choose(blocks, CONDITION) == best
+    assert chooser({"c": pixels}, clock) is None
+    assert clock.seconds["score"] > 0
+
+
+def test_noise_of_candidates_is_initial_noise_of_its_kind() -> None:
+    shape = (1, 6, 2, 2, 2)
+    plain, leaning = SeededNoise(4), Antiphase(SeededNoise(4), -0.9)
+    assert not torch.equal(leaning.draw(0, CANDIDATE + 1, shape), plain.draw(0, CANDIDATE + 1, shape))
+    assert torch.equal(leaning.draw(0, 1, shape), plain.draw(0, 1, shape))
+
+
+@pytest.mark.parametrize(("count", "found"), [(0, "first_best=0 candidates"), (65, "first_best=65 candidates")])
+def test_impossible_numbers_are_refused(count: int, found: str) -> None:
+    with pytest.raises(ValueError, match=found):
+        run(f"target:first_best={count}")
+
+
+def test_a_choice_needs_somebody_who_chooses() -> None:
+    with pytest.raises(ValueError, match="first_best=3 needs a judge of blocks that reads latents"):
+        Run("target:first_best=3")
+
+
+def test_the_shipped_judges_choose_a_first_block() -> None:
+    pipeline = Pipeline.embedded()
+    made = pipeline.generate(Request("a red circle on a blue background", 0.75, router="target:first_best=3"))
+    assert made.blocks[0].passes["target"] == 12
+    assert "score" in made.blocks[0].seconds
+    deaf = Pipeline(replace(pipeline.family, judges={}))
+    with pytest.raises(ValueError, match="chooses among 3 first blocks, but embedded has no judge"):
+        deaf.check(Request("a red circle", 1.0, router="target:first_best=3"))
