@@ -20,7 +20,8 @@ from arvid.rollout.judging import NO_JUDGES, Routing
 from arvid.rollout.loop import rollout
 from arvid.rollout.reach import Reach
 from arvid.rollout.routers import ROUTERS
-from arvid.rollout.speculate import Chooser, Speculator
+from arvid.rollout.specs import Chooser
+from arvid.rollout.speculate import Speculator
 from arvid.rollout.stage import Clock, Stage
 from arvid.samplers.grids import few_step
 from arvid.samplers.noise import SeededNoise

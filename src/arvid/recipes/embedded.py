@@ -161,8 +161,8 @@ def measure_latents(model: TinyAutoencoder, v_BTCHW: Tensor) -> None:
 
 
 class Cuts:
-    """Three latent frames of clips and what they show, a pure function of the step; `encode` makes normalised latents
-    of all clips."""
+    """Three latent frames, encoded by `model`, of `batch` out of `count` clips of all levels, and what they show: a
+    pure function of the step."""
 
     def __init__(self, model: TinyAutoencoder, count: int, batch: int = 12) -> None:
         jobs = [(number, False, (1, 2, 2, 3, 4)) for number in range(50000, 50000 + count)]

@@ -12,7 +12,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from arvid.rollout.specs import ACCEPTED, DRAFT, Spec
+from arvid.rollout.specs import ACCEPTED, DRAFT, Chooser, Spec
 from arvid.rollout.stage import Clock, Pace
 from arvid.rollout.verify import Checked, agreement
 from arvid.types import BlockReward, Candidate, Condition, Move, Proposal, Reward, Verdict
@@ -75,7 +75,7 @@ class Evidence:
         return self._clock.pace
 
 
-def chooser(judges: Mapping[str, BlockReward], clock: Clock) -> Callable[[Tensor, Condition], int] | None:
+def chooser(judges: Mapping[str, BlockReward], clock: Clock) -> Chooser | None:
     """Who picks the best of several first blocks, by the product of what all judges say that need no pixels: each sees
     what another misses, and one that is sure of a fault is enough. None without such judges."""
     able = [judge for judge in judges.values() if not judge.lookback]

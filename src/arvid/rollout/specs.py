@@ -7,13 +7,14 @@ blocks are made, how scores come about.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Protocol
 
 from torch import Tensor
 
 from arvid.rollout.stage import Pace
-from arvid.types import Verdict
+from arvid.types import Condition, Verdict
 
 TARGET, DRAFT, REMEDY = "target", "draft", "remedy"
 """Answers of `Spec.pick`. The first two are also the names of who made a block, as are the next three."""
@@ -27,6 +28,8 @@ LIMITS = ("delta", "once", "tau")
 """Options that may be infinite: each then means what another router does."""
 FRAME = "frame"
 """The judge that scores single frames; all others score whole blocks."""
+Chooser = Callable[[Tensor, Condition], int]
+"""(first blocks [N, T, C, H, W], what they were asked to show, N times) -> the number of the best."""
 
 
 class Scores(Protocol):
@@ -70,7 +73,7 @@ class Spec:
     all of them keep the draft, -1 redoes it from noise). `refine=a+b`: instead, the draft is re-noised to level a and
     walks a, b, 0. `steps`, `first_steps`, `draft_steps`: passes of the target, of the target on block 0, of the
     drafter; 0 takes the levels of the plan, which are the model's own unless `steps` says otherwise. `first_best=n`:
-    block 0 is the best of n, each from noise of its own (see `speculate.Chooser`). `commit=last` keeps the keys of the
+    block 0 is the best of n, each from noise of its own (see `Chooser`). `commit=last` keeps the keys of the
     last pass instead of paying a clean one; `level` is the noise level of clean commits. Numbers are finite, but for
     LIMITS. Raises ValueError for what cannot be."""
 

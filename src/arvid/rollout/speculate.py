@@ -11,14 +11,13 @@ step of `refine` from its level, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from arvid.rollout.flow import FlowWalker
-from arvid.rollout.specs import DRAFT, REFINED, REMEDY, REPAIRED, TARGET, VERIFIED, Check, Spec
+from arvid.rollout.specs import DRAFT, REFINED, REMEDY, REPAIRED, TARGET, VERIFIED, Check, Chooser, Spec
 from arvid.rollout.stage import Clock
 from arvid.rollout.verify import Checked
 from arvid.samplers.grids import SHIFT, few_step
@@ -27,8 +26,6 @@ from arvid.samplers.steps import add_noise
 from arvid.types import Condition, Move, Noise, Proposal
 
 Shape = tuple[int, int, int, int]
-Chooser = Callable[[Tensor, Condition], int]
-"""(first blocks [N, T, C, H, W], what they were asked to show, N times) -> the number of the best."""
 
 
 class Speculator:
@@ -70,28 +67,27 @@ class Speculator:
         x_BTCHW = noise.draw(move.index, step, (batch, len(move.span), channels, height, width))
         return x_BTCHW.to(condition.text_BLD.device)
 
-    def _walk(
-        self, walker: FlowWalker, move: Move, sigmas: tuple[float, ...], condition: Condition, noise: Noise
+    def _made(
+        self, walker: FlowWalker, source: str, move: Move, sigmas: tuple[float, ...], condition: Condition, noise: Noise
     ) -> Proposal:
         """A block from its initial noise; of block 0 as many as the router asks for, and the best of them."""
         count = self._spec.first_best if move.index == 0 else 1
-        x_BTCHW = self._initial(move, condition, noise)
-        if count == 1 or self._choose is None:
-            return walker.walk(move, x_BTCHW, sigmas, condition, noise)
-        others = [self._initial(move, condition, noise, CANDIDATE + number) for number in range(1, count)]
-        asked = replace(condition, text_BLD=condition.text_BLD.repeat(count, 1, 1))
-        made = walker.walk(move, torch.cat([x_BTCHW, *others]), sigmas, asked, noise)
+        with self._clock.measure(source):
+            x_BTCHW = self._initial(move, condition, noise)
+            if count == 1 or self._choose is None:
+                return replace(walker.walk(move, x_BTCHW, sigmas, condition, noise), source=source)
+            others = [self._initial(move, condition, noise, CANDIDATE + number) for number in range(1, count)]
+            asked = replace(condition, text_BLD=condition.text_BLD.repeat(count, 1, 1))
+            made = walker.walk(move, torch.cat([x_BTCHW, *others]), sigmas, asked, noise)
         self._clock.count(walker.name, (count - 1) * made.passes)
-        return _one(made, self._choose(made.block_BTCHW, asked), len(x_BTCHW))
+        return replace(_one(made, self._choose(made.block_BTCHW, asked), len(x_BTCHW)), source=source)
 
     def _from_noise(self, move: Move, condition: Condition, noise: Noise) -> Proposal:
-        with self._clock.measure("target"):
-            return replace(self._walk(self._target, move, move.sigmas, condition, noise), source=TARGET)
+        return self._made(self._target, TARGET, move, move.sigmas, condition, noise)
 
     def _draft(self, drafter: FlowWalker, move: Move, condition: Condition, noise: Noise) -> Proposal:
         sigmas = few_step(self._spec.draft_steps, self._shift) if self._spec.draft_steps else move.sigmas
-        with self._clock.measure("draft"):
-            return replace(self._walk(drafter, move, sigmas, condition, noise), source=DRAFT)
+        return self._made(drafter, DRAFT, move, sigmas, condition, noise)
 
     def _renoised(self, move: Move, draft: Proposal, noise: Noise) -> Tensor:
         """The draft at the first level of a refinement."""
