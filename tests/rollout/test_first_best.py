@@ -39,9 +39,10 @@ class Picked:
 
 
 @pytest.mark.parametrize("router", ["target", "first", "refine:levels=0.8", "first:commit=last", "draft"])
-@pytest.mark.parametrize("number", [1, 2])
-def test_the_chosen_one_is_what_its_noise_alone_gives(router: str, number: int) -> None:
-    best = Run(f"{router}{',' if ':' in router else ':'}first_best=3", "euler", choose=Picked(number))
+@pytest.mark.parametrize(("number", "look"), [(1, 0), (2, 0), (1, 1), (2, STEPS_EACH - 1), (1, STEPS_EACH)])
+def test_the_chosen_one_is_what_its_noise_alone_gives(router: str, number: int, look: int) -> None:
+    options = f"first_best=3,first_look={look}"
+    best = Run(f"{router}{',' if ':' in router else ':'}{options}", "euler", choose=Picked(number))
     alone = Run(router, "euler", noise=Swapped(number))
     torch.testing.assert_close(best.latents, alone.latents, rtol=1e-4, atol=1e-5)
     for ours, theirs in zip(best.remembered(), alone.remembered(), strict=True):
@@ -71,6 +72,15 @@ def test_every_candidate_counts_as_passes_and_later_blocks_have_one() -> None:
     assert len({float(block.sum()) for block in picked.seen}) == 4
     assert made.passes("target") == [4 * STEPS_EACH] + [STEPS_EACH] * (BLOCKS - 1)
     assert all(z_BTCHW.shape[0] == 1 for start, _, z_BTCHW in made.target.passes if start)
+
+
+def test_candidates_that_are_looked_at_early_cost_no_more_passes() -> None:
+    early, late = Picked(1), Picked(1)
+    made = Run("target:first_best=4,first_look=1", "euler", choose=early)
+    Run("target:first_best=4", "euler", choose=late)
+    assert made.passes("target")[0] == 4 * 1 + STEPS_EACH - 1
+    assert made.blocks[0].latents_BTCHW.shape == early.seen[:1].shape == late.seen[:1].shape
+    assert not torch.allclose(early.seen, late.seen, atol=1e-3)
 
 
 class Says:
@@ -107,6 +117,11 @@ def test_noise_of_candidates_is_initial_noise_of_its_kind() -> None:
 def test_impossible_numbers_are_refused(count: int, found: str) -> None:
     with pytest.raises(ValueError, match=found):
         run(f"target:first_best={count}")
+
+
+def test_an_early_look_needs_something_to_look_at() -> None:
+    with pytest.raises(ValueError, match="first_look=2 without candidates; give first_best="):
+        run("target:first_look=2")
 
 
 def test_a_choice_needs_somebody_who_chooses() -> None:

@@ -73,15 +73,16 @@ class Spec:
     all of them keep the draft, -1 redoes it from noise). `refine=a+b`: instead, the draft is re-noised to level a and
     walks a, b, 0. `steps`, `first_steps`, `draft_steps`: passes of the target, of the target on block 0, of the
     drafter; 0 takes the levels of the plan, which are the model's own unless `steps` says otherwise. `first_best=n`:
-    block 0 is the best of n, each from noise of its own (see `Chooser`). `commit=last` keeps the keys of the
-    last pass instead of paying a clean one; `level` is the noise level of clean commits. Numbers are finite, but for
-    LIMITS. Raises ValueError for what cannot be."""
+    block 0 is the best of n, each from noise of its own (see `Chooser`), chosen after `first_look` passes (0: when they
+    are finished). `commit=last` keeps the keys of the last pass instead of paying a clean one; `level` is the noise
+    level of clean commits. Numbers are finite, but for LIMITS. Raises ValueError for what cannot be."""
 
     repair: int = -1
     refine: tuple[float, ...] = ()
     steps: int = 0
     first_steps: int = 0
     first_best: int = 1
+    first_look: int = 0
     draft_steps: int = 0
     commit: str = "clean"
     level: float = 0.0
@@ -102,11 +103,13 @@ class Spec:
             )
         if self.refine and self.repair >= 0:
             raise ValueError(f"repair={self.repair} and refine={self.refine} exclude each other; give one")
-        counts = (self.steps, self.first_steps, self.draft_steps)
+        counts = (self.steps, self.first_steps, self.first_look, self.draft_steps)
         if not all(0 <= count <= MOST_STEPS for count in counts) or not 0 <= self.level < 1:
             raise ValueError(f"steps must be from 0 to {MOST_STEPS} and level in [0, 1); got {self}")
         if not 1 <= self.first_best <= MOST_CANDIDATES:
             raise ValueError(f"first_best={self.first_best} candidates; give 1 (no choice) to {MOST_CANDIDATES}")
+        if self.first_look and self.first_best == 1:
+            raise ValueError(f"first_look={self.first_look} without candidates; give first_best=, or leave it out")
 
     @property
     def remedies(self) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from arvid.rollout.flow import FlowWalker
-from arvid.rollout.specs import DRAFT, REFINED, REMEDY, REPAIRED, TARGET, VERIFIED, Check, Chooser, Spec
+from arvid.rollout.specs import DRAFT, MOST_STEPS, REFINED, REMEDY, REPAIRED, TARGET, VERIFIED, Check, Chooser, Spec
 from arvid.rollout.stage import Clock
 from arvid.rollout.verify import Checked
 from arvid.samplers.grids import SHIFT, few_step
@@ -36,7 +36,8 @@ class Speculator:
 
     Where the router asks for the best of several first blocks, they are made together in one batch and `choose` picks
     one: a search over noise (2501.09732), where it costs least (nothing is behind block 0, and a small batch fills a
-    pass) and lasts longest (every later block goes on with it)."""
+    pass) and lasts longest (every later block goes on with it). They may be looked at before they are finished, as what
+    they are about to become."""
 
     def __init__(
         self, spec: Spec, target: FlowWalker, drafter: FlowWalker | None, shape: Shape, clock: Clock, seed: int = 0,
@@ -78,9 +79,16 @@ class Speculator:
                 return replace(walker.walk(move, x_BTCHW, sigmas, condition, noise), source=source)
             others = [self._initial(move, condition, noise, CANDIDATE + number) for number in range(1, count)]
             asked = replace(condition, text_BLD=condition.text_BLD.repeat(count, 1, 1))
-            made = walker.walk(move, torch.cat([x_BTCHW, *others]), sigmas, asked, noise)
+            looked = min(self._spec.first_look or MOST_STEPS, len(sigmas) - 1)
+            made = walker.walk(move, torch.cat([x_BTCHW, *others]), sigmas[: looked + 1], asked, noise)
         self._clock.count(walker.name, (count - 1) * made.passes)
-        return replace(_one(made, self._choose(made.block_BTCHW, asked), len(x_BTCHW)), source=source)
+        best = replace(_one(made, self._choose(made.block_BTCHW, asked), len(x_BTCHW)), source=source)
+        if looked == len(sigmas) - 1:
+            return best
+        with self._clock.measure(source):
+            rest = walker.walk(move, best.trajectory[-1], sigmas[looked:], condition, noise, key=looked)
+        trajectory = (*best.trajectory[:-1], *rest.trajectory)
+        return replace(rest, source=source, trajectory=trajectory, passes=best.passes + rest.passes)
 
     def _from_noise(self, move: Move, condition: Condition, noise: Noise) -> Proposal:
         return self._made(self._target, TARGET, move, move.sigmas, condition, noise)

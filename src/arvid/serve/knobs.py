@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-COMMON = ("repair", "refine", "draft_steps", "steps", "first_steps", "first_best", "commit", "level")
+COMMON = ("repair", "refine", "draft_steps", "steps", "first_steps", "first_best", "first_look", "commit", "level")
 """Options that mean the same in every router that scores."""
 SCORED = ("by", "aggregate")
 
