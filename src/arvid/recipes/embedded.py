@@ -375,7 +375,7 @@ CARD = Card(
     steps=4,
     step="euler",
     past=f"window:frames={WINDOW}",
-    router="refine:levels=0.7,draft_steps=1",
+    router="refine:levels=0.7,draft_steps=1,commit=last,first_best=2,first_look=2",
     parts={
         "target": asdict(EMBEDDED_TARGET),
         "drafter": asdict(EMBEDDED_DRAFTER),
