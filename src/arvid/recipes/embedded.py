@@ -165,13 +165,12 @@ class Cuts:
     pure function of the step."""
 
     def __init__(self, model: TinyAutoencoder, count: int, batch: int = 12) -> None:
-        jobs = [(number, False, (1, 2, 2, 3, 4)) for number in range(50000, 50000 + count)]
+        self.batch, jobs = batch, [(number, False, (1, 2, 2, 3, 4)) for number in range(50000, 50000 + count)]
         with ProcessPoolExecutor() as pool:
             made = list(pool.map(labelled, jobs, chunksize=32))
         self.films, self.things = [film for film, _ in made], [found.things_THW for _, found in made]
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             self.encoded = [model.encode(to_pixels(film[None]))[0].float() for film in self.films]
-        self.batch = batch
 
     def __call__(self, step: int) -> EncodedClips:
         rng = np.random.default_rng([13, step])
@@ -349,7 +348,7 @@ def reward(runs: Path, sizes: Sizes, report: Report) -> None:
 
 def pack(runs: Path, sizes: Sizes, report: Report) -> None:
     """Put the family together in `runs/family`, in the layout of `models.family`: bf16 weights and the card.
-    Transformers that `recipes.feedback` has taught come before those that it started from."""
+    Transformers that `recipes.feedback` has taught come first; without a judge of latents the router is UNJUDGED."""
     out = runs / "family"
     out.mkdir(parents=True, exist_ok=True)
     TextEncoder.load(runs / "text" / "encoder").save(out / "text")
@@ -361,10 +360,13 @@ def pack(runs: Path, sizes: Sizes, report: Report) -> None:
     for name in ("reward", *(f"{judge}_judge" for judge in JUDGES)):
         if (runs / name / "model").is_dir():
             shutil.copytree(runs / name / "model", out / name, dirs_exist_ok=True)
-    (out / "card.json").write_text(json.dumps(asdict(CARD), indent=2) + "\n", encoding="utf-8")
+    judged = (out / "latent_judge").is_dir() or (out / "reading_judge").is_dir()
+    card = replace(CARD, router=CARD.router if judged else UNJUDGED)
+    (out / "card.json").write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
     report({"bytes": float(sum(path.stat().st_size for path in out.rglob("*") if path.is_file()))})
 
 
+UNJUDGED = "refine:levels=0.7,draft_steps=1"
 CARD = Card(
     name="embedded",
     world="shapes",
