@@ -142,10 +142,10 @@ def test_a_few_kills_lose_nothing(mortal: Mortal, pipeline: Pipeline) -> None:
 
 
 def test_a_server_that_is_told_to_end_leaves_its_job_to_the_next(mortal: Mortal, pipeline: Pipeline) -> None:
-    """No state is saved but the one that is saved at the end."""
-    mortal.save_seconds = 3600.0
+    """No state is saved but the one that is saved at the end. The video is long enough not to be done by then."""
+    mortal.save_seconds, seconds = 3600.0, 100.0
     mortal.start()
-    video = submit(mortal, 7, 30.0)
+    video = submit(mortal, 7, seconds)
     while (progress := json.loads(ask(mortal.address, f"/v1/videos/{video}")[2])["progress"]) < 5:
         time.sleep(0.05)
     mortal.end()
@@ -159,7 +159,7 @@ def test_a_server_that_is_told_to_end_leaves_its_job_to_the_next(mortal: Mortal,
     rows = json.loads(ask(mortal.address, f"/v1/videos/{video}/content?variant=report")[2])["blocks"]
     assert rows[:made] == notes["rows"], "what was made before was made again"
     latents = load_tensors(ask(mortal.address, f"/v1/videos/{video}/content?variant=latents")[2])["latents"]
-    assert equal(latents, pipeline.generate(Request(PROMPT, 30.0, 7)).latents_BTCHW)
+    assert equal(latents, pipeline.generate(Request(PROMPT, seconds, 7)).latents_BTCHW)
 
 
 @pytest.mark.slow
