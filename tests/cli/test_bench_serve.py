@@ -80,7 +80,7 @@ def test_a_server_of_its_own(arvid: Type, toy: Path, tmp_path: Path) -> None:
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert report["totals"]["jobs"]["completed"] >= 1 and "overhead" not in report
     refused = arvid("bench", "serve", "--model", tmp_path / "nowhere", "--no-overhead")
-    assert refused.exit_code == 2 and "the server did not start: error: no model family" in refused.stderr
+    assert refused.exit_code == 2 and "the server did not start: error: no file or directory" in refused.stderr
 
 
 def test_the_same_video_bare_and_served(toy: Path) -> None:

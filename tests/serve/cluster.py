@@ -63,6 +63,7 @@ def _used(server: subprocess.Popen[bytes], address: str) -> dict[str, Any]:
     from serve import running
 
     _wait(server, lambda: b"arvid_replicas 2.0" in running.ask(address, "/metrics")[2])
+    _wait(server, lambda: running.ask(address, "/readyz")[0] == 200)  # both lanes are ready a moment before the engine
     ids = [_asked(running.ask, address, seconds=1, arvid={"seed": seed}) for seed in range(2)]
     latents = [_finished(server, running.ask, address, video) for video in ids]
     viewers = [running.Viewer(address, {"prompt": PROMPT, "seconds": 600, "lead": 2}) for _ in range(2)]
@@ -74,7 +75,7 @@ def _used(server: subprocess.Popen[bytes], address: str) -> dict[str, Any]:
     _until(viewers[0], "video.block")
     film = viewers[0].init + viewers[0].fragments[1, 0]
     before = _workers()
-    long = [_asked(running.ask, address, seconds=6, arvid={"seed": seed}) for seed in (9, 10)]
+    long = [_asked(running.ask, address, seconds=60, arvid={"seed": seed}) for seed in (9, 10)]
     for video in long:
         _wait(server, lambda video=video: json.loads(running.ask(address, f"/v1/videos/{video}")[2])["progress"] > 5)
     os.kill(before[0], signal.SIGKILL)
