@@ -170,7 +170,8 @@ def told(report: Row) -> list[str]:
         f"autoencoder: {report['autoencoder']['psnr_db']:.1f} dB, truth keeps {report['autoencoder']['score']:.3f}"
     ]
     kinds = ("target", f"target_best{BEST}", "drafter")
-    for name in (name for kind in kinds for name in (kind, f"{kind}_{LONG}x") if name in report):
+    rows = [name for kind in kinds for name in (kind, f"{kind}_{LONG}x") if name in report]
+    for name in rows:
         row = report[name]
         low, high = row["score_ci95"] or (row["score"], row["score"])
         lines.append(

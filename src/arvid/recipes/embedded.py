@@ -29,7 +29,7 @@ from arvid.models.wan.presets import EMBEDDED_DRAFTER, EMBEDDED_TARGET
 from arvid.models.wan.transformer import WanConfig
 from arvid.pipeline import JUDGES
 from arvid.recipes.transformers import Rows, begun, flow_settings, keep, read
-from arvid.recipes.world import BLOCK, PIXEL_FRAMES, changing, clips, labelled, labels, plain, to_pixels
+from arvid.recipes.world import BLOCK, PIXEL_FRAMES, changing, clips, labelled_clips, labels, plain, to_pixels
 from arvid.rewards.frame import FrameReward
 from arvid.train.autoencoder import Decoding, EncodedClips, LabelledClips, Probe, Reconstruction, psnr
 from arvid.train.guidance import GuidedForcing
@@ -87,9 +87,7 @@ class Windows:
     """Windows of nine frames, and single frames, of rendered and labelled clips: a pure function of the step."""
 
     def __init__(self, count: int, levels: tuple[int, ...], batch: int, stills: int) -> None:
-        jobs = [(number, False, levels) for number in range(count)]
-        with ProcessPoolExecutor() as pool:
-            self.clips = list(pool.map(labelled, jobs, chunksize=32))
+        self.clips = labelled_clips(count, levels)
         self.batch, self.stills = batch, stills
 
     def __call__(self, step: int) -> LabelledClips:
@@ -165,9 +163,7 @@ class Cuts:
     pure function of the step."""
 
     def __init__(self, model: TinyAutoencoder, count: int, batch: int = 12) -> None:
-        self.batch, jobs = batch, [(number, False, (1, 2, 2, 3, 4)) for number in range(50000, 50000 + count)]
-        with ProcessPoolExecutor() as pool:
-            made = list(pool.map(labelled, jobs, chunksize=32))
+        self.batch, made = batch, labelled_clips(count, (1, 2, 2, 3, 4), 50000)
         self.films, self.things = [film for film, _ in made], [found.things_THW for _, found in made]
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             self.encoded = [model.encode(to_pixels(film[None]))[0].float() for film in self.films]

@@ -94,6 +94,13 @@ def clips(count: int, held_out: bool, levels: tuple[int, ...], start: int = 0) -
     return [prompt for prompt, _ in made], np.stack([frames for _, frames in made])
 
 
+def labelled_clips(count: int, levels: tuple[int, ...], start: int = 0) -> list[tuple[np.ndarray, Labels]]:
+    """Frames and labels of `count` clips of the training part, made on all cores."""
+    jobs = [(number, False, levels) for number in range(start, start + count)]
+    with ProcessPoolExecutor() as pool:
+        return list(pool.map(labelled, jobs, chunksize=32))
+
+
 def to_pixels(frames: np.ndarray) -> Tensor:
     """uint8 [..., H, W, 3] -> fp32 [..., 3, H, W] in [-1, 1]."""
     return torch.from_numpy(frames).movedim(-1, -3).float() / 127.5 - 1

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from arvid.train.reading import Told, cells_loss
+from arvid.types import Decoder
 
 NOISE = 0.1
 DECODER_NOISE = 0.2
@@ -34,14 +35,6 @@ class Autoencoder(Protocol):
 
     def decode_raw(self, z_BTCHW: Tensor, state: None = None) -> tuple[Tensor, object]:
         """Frames of such latents."""
-        ...
-
-
-class StreamedDecoder(Protocol):
-    """A decoder alone."""
-
-    def decode(self, z_BTCHW: Tensor, state: None = None) -> tuple[Tensor, object]:
-        """Frames of latents of unit variance, and a state."""
         ...
 
 
@@ -130,7 +123,7 @@ class Decoding:
     are in use already. Every clip's latents carry noise of a deviation of its own, from none to DECODER_NOISE of their
     spread: a generator's errors are of all sizes, and what it means by a small thing is often plain all the same."""
 
-    def __init__(self, model: StreamedDecoder) -> None:
+    def __init__(self, model: Decoder) -> None:
         self.model = model
 
     def __call__(self, batch: EncodedClips, generator: torch.Generator) -> dict[str, Tensor]:
