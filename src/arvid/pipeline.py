@@ -187,7 +187,7 @@ class Pipeline:
         sigmas = self._levels(router.steps)
         router.check_repair(len(sigmas) - 1)
         first = self._levels(router.first_steps) if router.first_steps else None
-        plan = sequential(self.latent_frames(request.seconds, given), card.block, sigmas, first)
+        plan = sequential(self.latent_frames(request.seconds, given), card.block, sigmas, first, router.ahead)
         if given:
             known = sequential(given, card.block, sigmas)
             plan = known + tuple(
@@ -223,6 +223,11 @@ class Pipeline:
         if router.asks not in ("", FRAME, *family.judges):
             known = ", ".join(sorted(family.judges)) or "none"
             raise ValueError(f"router {name!r} asks the judge {router.asks!r}; {family.card.name} has {known}")
+        if router.ahead > 1 and router.asks not in ("", FRAME):
+            raise ValueError(
+                f"router {name!r} drafts {router.ahead} blocks ahead and asks a judge that sees one; leave ahead out, "
+                "or judge by=frame"
+            )
         if router.first_best > 1 and not self.chooses:
             raise ValueError(
                 f"router {name!r} chooses among {router.first_best} first blocks, but {family.card.name} has no judge "
@@ -317,7 +322,7 @@ class Pipeline:
         target = self._walker("target", family.target, request, clock)
         drafter = self._walker("drafter", family.drafter, request, clock) if family.drafter else None
         choose = chooser(family.judges, clock)
-        common = target, drafter, shape, clock, request.seed, shift_of(family.card), choose
+        common = target, drafter, shape, clock, request.seed, shift_of(family.card), choose, family.card.block
         always = Target(commit=router.commit, level=router.commit_level)
         routed = Speculator(router, *common)
         alone = routed if isinstance(router, Draft) else Speculator(always, *common)

@@ -111,8 +111,9 @@ class Run:
         now: Callable[[], float] = time.perf_counter,
         choose: Chooser | None = None,
         noise: Noise | None = None,
+        riding: bool = False,
     ) -> None:
-        """`layers`: how far back pending blocks are kept (0: all of them)."""
+        """`layers`: how far back pending blocks are kept (0: all of them); `riding`: see `FlowWalker`."""
         spec, clock = build(text, ROUTERS, "router"), Clock(now)
         self.target, self.drafter = Watched(model(2, 2, 0)), Watched(model(1, 1, 5))
         self.decoder = CountedDecoder(autoencoder())
@@ -120,15 +121,22 @@ class Run:
         self.stage = Stage(self.decoder, clock)
         self.noise = WatchedNoise(noise or SeededNoise(3))
         self.walkers = tuple(
-            FlowWalker(name, watched, store, STEPS[step], clock, Reach(past, layers) if layers else None)
+            FlowWalker(name, watched, store, STEPS[step], clock, Reach(past, layers) if layers else None, riding)
             for name, watched, store in zip(
                 ("target", "drafter"), (self.target, self.drafter), self.pasts, strict=True
             )
         )  # fmt: skip
         proposer = Speculator(
-            spec, self.walkers[0], self.walkers[1] if drafter else None, SHAPE, clock, seed=3, choose=choose
+            spec,
+            self.walkers[0],
+            self.walkers[1] if drafter else None,
+            SHAPE,
+            clock,
+            seed=3,
+            choose=choose,
+            block=BLOCK,
         )
-        plan, judge = sequential(frames, BLOCK, SIGMAS), Routing(spec, Whim(), clock, judges)
+        plan, judge = sequential(frames, BLOCK, SIGMAS, ahead=spec.ahead), Routing(spec, Whim(), clock, judges)
         self.blocks: list[Block] = []
         self.decodes: list[int] = []
         with torch.no_grad():

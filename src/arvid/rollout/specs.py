@@ -24,6 +24,8 @@ MOST_STEPS = 1000
 """Passes of one walk: a timestep each on the scale that networks are told."""
 MOST_CANDIDATES = 64
 """First blocks that are made in one pass, to choose among."""
+MOST_AHEAD = 16
+"""Blocks that are mended in one pass: its mask grows with their square."""
 LIMITS = ("delta", "once", "tau")
 """Options that may be infinite: each then means what another router does."""
 FRAME = "frame"
@@ -74,8 +76,10 @@ class Spec:
     walks a, b, 0. `steps`, `first_steps`, `draft_steps`: passes of the target, of the target on block 0, of the
     drafter; 0 takes the levels of the plan, which are the model's own unless `steps` says otherwise. `first_best=n`:
     block 0 is the best of n, each from noise of its own (see `Chooser`), chosen after `first_look` passes (0: when they
-    are finished). `commit=last` keeps the keys of the last pass instead of paying a clean one; `level` is the noise
-    level of clean commits. Numbers are finite, but for LIMITS. Raises ValueError for what cannot be."""
+    are finished). `ahead=n`: behind block 0, n blocks are drafted one after the other, then judged and mended together:
+    one pass of the target looks at all of them (speculative decoding, 2211.17192). `commit=last` keeps the keys of the
+    last pass instead of paying a clean one; `level` is the noise level of clean commits. Numbers are finite, but for
+    LIMITS. Raises ValueError for what cannot be."""
 
     repair: int = -1
     refine: tuple[float, ...] = ()
@@ -84,6 +88,7 @@ class Spec:
     first_best: int = 1
     first_look: int = 0
     draft_steps: int = 0
+    ahead: int = 1
     commit: str = "clean"
     level: float = 0.0
 
@@ -108,6 +113,8 @@ class Spec:
             raise ValueError(f"steps must be from 0 to {MOST_STEPS} and level in [0, 1); got {self}")
         if not 1 <= self.first_best <= MOST_CANDIDATES:
             raise ValueError(f"first_best={self.first_best} candidates; give 1 (no choice) to {MOST_CANDIDATES}")
+        if not 1 <= self.ahead <= MOST_AHEAD:
+            raise ValueError(f"ahead={self.ahead} blocks drafted before the target looks; give 1 to {MOST_AHEAD}")
         if self.first_look and self.first_best == 1:
             raise ValueError(f"first_look={self.first_look} without candidates; give first_best=, or leave it out")
 

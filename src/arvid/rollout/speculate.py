@@ -1,8 +1,8 @@
 """Speculation: a drafter proposes, the target redoes or mends. A proposer made of two walkers, not a second loop.
 
 Knows: who makes which block (a router's spec), how a draft reaches the target, to be verified or because it was sent
-back, what each past is told. Does not know: models, decoders, scores (the judge has them). After SDVG (2604.17397) and
-T-Stitch (2402.14167), with the target's past refreshed only when the target runs.
+back, what each past is told, that a move may be several blocks. Does not know: models, decoders, scores (the judge has
+them). After SDVG (2604.17397) and T-Stitch (2402.14167), with the target's past refreshed only when the target runs.
 
 Both walkers start a block from the same initial noise and use the same re-noise, keyed by (seed, block, step). So
 tau = -inf is `first`, tau = +inf is `target` bit for bit, and repair = 0 is a full redo; a verifying pass is the first
@@ -21,9 +21,9 @@ from arvid.rollout.specs import DRAFT, MOST_STEPS, REFINED, REMEDY, REPAIRED, TA
 from arvid.rollout.stage import Clock
 from arvid.rollout.verify import Checked
 from arvid.samplers.grids import SHIFT, few_step
-from arvid.samplers.noise import CANDIDATE, INITIAL, REFINE
+from arvid.samplers.noise import CANDIDATE, INITIAL, REFINE, InTurn
 from arvid.samplers.steps import add_noise
-from arvid.types import Condition, Move, Noise, Proposal
+from arvid.types import Condition, Move, Noise, Proposal, Span
 
 Shape = tuple[int, int, int, int]
 
@@ -37,17 +37,21 @@ class Speculator:
     Where the router asks for the best of several first blocks, they are made together in one batch and `choose` picks
     one: a search over noise (2501.09732), where it costs least (nothing is behind block 0, and a small batch fills a
     pass) and lasts longest (every later block goes on with it). They may be looked at before they are finished, as what
-    they are about to become."""
+    they are about to become.
+
+    A move of more than `block` frames (0: no move is) is made block after block, each with those before it in the past
+    for as long as the move is made; a draft of it is looked at, mended and remembered as one. The target's pass over it
+    keeps the blocks causal, so what it costs beyond the pass over one block is arithmetic alone."""
 
     def __init__(
         self, spec: Spec, target: FlowWalker, drafter: FlowWalker | None, shape: Shape, clock: Clock, seed: int = 0,
-        shift: float = SHIFT, choose: Chooser | None = None,
+        shift: float = SHIFT, choose: Chooser | None = None, block: int = 0,
     ) -> None:  # fmt: skip
         """Raises ValueError for a choice among several first blocks without anybody who chooses."""
         if spec.first_best > 1 and choose is None:
             raise ValueError(f"first_best={spec.first_best} needs a judge of blocks that reads latents; none is loaded")
         self._spec, self._target, self._drafter, self._clock, self._seed = spec, target, drafter, clock, seed
-        self._shape, self._shift, self._choose = shape, shift, choose
+        self._shape, self._shift, self._choose, self._block = shape, shift, choose, block
 
     def propose(self, move: Move, condition: Condition, noise: Noise, rejected: Proposal | None = None) -> Proposal:
         """A draft or the target's block, as the router picks; after a rejection the remedy."""
@@ -64,19 +68,19 @@ class Speculator:
         return self._verify(self._drafter, check, move, condition, noise, draft) if check else draft
 
     def _initial(self, move: Move, condition: Condition, noise: Noise, step: int = INITIAL) -> Tensor:
-        batch, channels, height, width = self._shape
-        x_BTCHW = noise.draw(move.index, step, (batch, len(move.span), channels, height, width))
-        return x_BTCHW.to(condition.text_BLD.device)
+        batch, *rest = self._shape
+        drawn = [own.draw(move.index, step, (batch, len(part.span), *rest)) for part, own in self._parts(move, noise)]
+        return torch.cat(drawn, 1).to(condition.text_BLD.device)
 
     def _made(
         self, walker: FlowWalker, source: str, move: Move, sigmas: tuple[float, ...], condition: Condition, noise: Noise
     ) -> Proposal:
-        """A block from its initial noise; of block 0 as many as the router asks for, and the best of them."""
+        """A move from its initial noise; of block 0 as many as the router asks for, and the best of them."""
         count = self._spec.first_best if move.index == 0 else 1
         with self._clock.measure(source):
             x_BTCHW = self._initial(move, condition, noise)
             if count == 1 or self._choose is None:
-                return replace(walker.walk(move, x_BTCHW, sigmas, condition, noise), source=source)
+                return replace(self._in_turn(walker, move, x_BTCHW, sigmas, condition, noise), source=source)
             others = [self._initial(move, condition, noise, CANDIDATE + number) for number in range(1, count)]
             asked = replace(condition, text_BLD=condition.text_BLD.repeat(count, 1, 1))
             looked = min(self._spec.first_look or MOST_STEPS, len(sigmas) - 1)
@@ -89,6 +93,31 @@ class Speculator:
             rest = walker.walk(move, best.trajectory[-1], sigmas[looked:], condition, noise, key=looked)
         trajectory = (*best.trajectory[:-1], *rest.trajectory)
         return replace(rest, source=source, trajectory=trajectory, passes=best.passes + rest.passes)
+
+    def _parts(self, move: Move, noise: Noise) -> list[tuple[Move, Noise]]:
+        """The blocks of a move, each with noise of its own."""
+        size, span = self._block or len(move.span), move.span
+        spans = [Span(at, min(at + size, span.stop)) for at in range(span.start, span.stop, size)]
+        return [(replace(move, span=part), InTurn(noise, n) if n else noise) for n, part in enumerate(spans)]
+
+    def _in_turn(
+        self, walker: FlowWalker, move: Move, x_BTCHW: Tensor, sigmas: tuple[float, ...], condition: Condition,
+        noise: Noise, key: int = 0,
+    ) -> Proposal:  # fmt: skip
+        """Walk the blocks of a move one after the other. The past is afterwards what it was before the move, but that
+        all that was pending is written."""
+        made: list[Proposal] = []
+        held, written = None, move
+        for part, own in self._parts(move, noise):
+            if made:
+                held = held or walker.snapshot()
+                walker.remember(replace(written, commit=self._spec.commit_level), made[-1].block_BTCHW, condition)
+            at, written = part.span.start - move.span.start, part
+            made.append(walker.walk(part, x_BTCHW[:, at : at + len(part.span)], sigmas, condition, own, key))
+        if held is None:
+            return made[0]
+        walker.restore(held)
+        return _joined(made)
 
     def _from_noise(self, move: Move, condition: Condition, noise: Noise) -> Proposal:
         return self._made(self._target, TARGET, move, move.sigmas, condition, noise)
@@ -130,7 +159,7 @@ class Speculator:
             if spec.repair == len(move.sigmas) - 1:
                 return replace(draft, source=REPAIRED, memory=(), verdict=None)  # its keys are the drafter's
             x, sigmas = draft.trajectory[spec.repair], move.sigmas[spec.repair :]
-            walked = self._target.walk(move, x, sigmas, condition, noise, key=spec.repair)
+            walked = self._in_turn(self._target, move, x, sigmas, condition, noise, key=spec.repair)
             return replace(walked, source=REPAIRED if spec.repair else TARGET)
 
     def _refine(self, move: Move, condition: Condition, noise: Noise, draft: Proposal) -> Proposal:
@@ -171,4 +200,15 @@ def _one(made: Proposal, number: int, batch: int) -> Proposal:
     return replace(
         made, block_BTCHW=made.block_BTCHW[own], trajectory=tuple(x_BTCHW[own] for x_BTCHW in made.trajectory),
         memory=tuple((k_BLHD[own], v_BLHD[own]) for k_BLHD, v_BLHD in made.memory),
+    )  # fmt: skip
+
+
+def _joined(made: list[Proposal]) -> Proposal:
+    """Blocks that one walker made one after the other, as one."""
+    keys = zip(*(block.memory for block in made), strict=True)
+    levels = zip(*(block.trajectory for block in made), strict=True)
+    return replace(
+        made[0], block_BTCHW=torch.cat([block.block_BTCHW for block in made], 1),
+        trajectory=tuple(torch.cat(blocks, 1) for blocks in levels), passes=sum(block.passes for block in made),
+        memory=tuple((torch.cat([k for k, _ in pairs], 1), torch.cat([v for _, v in pairs], 1)) for pairs in keys),
     )  # fmt: skip

@@ -20,6 +20,8 @@ INITIAL = 0
 REFINE = 100
 CANDIDATE = 1_000_000
 """From here on, initial noise of the other candidates for a block."""
+TURN = 10_000_000
+"""Steps of the n-th block of a move that is several blocks count from n times this."""
 
 
 class SeededNoise:
@@ -36,6 +38,17 @@ class SeededNoise:
         return torch.randn(shape, generator=generator)
 
 
+class InTurn:
+    """The noise of block `number` of a move that is several blocks, each made in its turn (see `arvid.types.Noise`)."""
+
+    def __init__(self, inner: Noise, number: int) -> None:
+        self._inner, self._first = inner, number * TURN
+
+    def draw(self, block: int, step: int, shape: tuple[int, ...]) -> Tensor:
+        """fp32 of `shape`; of the first block what the move itself would get."""
+        return self._inner.draw(block, self._first + step, shape)
+
+
 class Antiphase:
     """Noise whose neighbouring frames lean against each other, for more motion in long videos (FLEX, 2602.14027; its
     formula is not published, this is an autoregressive row): inside a block, e'_t = rho e'_(t-1) + sqrt(1 - rho^2) e_t.
@@ -50,7 +63,7 @@ class Antiphase:
     def draw(self, block: int, step: int, shape: tuple[int, ...]) -> Tensor:
         """fp32 of `shape` [B, T, C, H, W]."""
         noise = self._inner.draw(block, step, shape)
-        if INITIAL < step < CANDIDATE:
+        if INITIAL < step % TURN < CANDIDATE:
             return noise
         frames = list(noise.unbind(1))
         for place in range(1, len(frames)):

@@ -8,17 +8,21 @@ from __future__ import annotations
 from arvid.types import Move, Plan, Span
 
 
-def sequential(frames: int, block: int, sigmas: tuple[float, ...], first: tuple[float, ...] | None = None) -> Plan:
+def sequential(
+    frames: int, block: int, sigmas: tuple[float, ...], first: tuple[float, ...] | None = None, ahead: int = 1
+) -> Plan:
     """Block after block, each through all levels before the next begins (Self-Forcing). `first` replaces the levels
-    of block 0 (Causal Forcing++ gives it more steps). A last, shorter block covers what is left.
+    of block 0 (Causal Forcing++ gives it more steps). With `ahead`, every move behind block 0 is so many blocks. A
+    last, shorter move covers what is left.
 
     Raises ValueError for no frames, an empty block, or levels that do not fall from above 0 to 0.
     """
-    if frames < 1 or block < 1:
-        raise ValueError(f"cannot plan {frames} frames in blocks of {block}; both must be at least 1")
+    if frames < 1 or block < 1 or ahead < 1:
+        raise ValueError(f"cannot plan {frames} frames in blocks of {block}, {ahead} at a time; all must be at least 1")
+    starts = (0, *range(block, frames, ahead * block))
     plan = tuple(
-        Move(index, Span(start, min(start + block, frames)), first if first and index == 0 else sigmas)
-        for index, start in enumerate(range(0, frames, block))
+        Move(index, Span(start, min(stop, frames)), first if first and index == 0 else sigmas)
+        for index, (start, stop) in enumerate(zip(starts, (*starts[1:], frames), strict=True))
     )
     validate(plan)
     return plan
