@@ -215,15 +215,16 @@ class Pipeline:
         router = spec.build(name, ROUTERS, "router")
         if family.drafter is None and not isinstance(router, Target):
             raise ValueError(f"router {name!r} needs a drafter, {family.card.name} has none; use target")
-        if router.asks == FRAME and family.reward is None:
+        if FRAME in router.asks and family.reward is None:
             raise ValueError(
                 f"router {name!r} scores frames, but {family.card.name} has no reward model; use target, first, "
                 "stride:k= or refine:levels="
             )
-        if router.asks not in ("", FRAME, *family.judges):
+        unknown = [judge for judge in router.asks if judge not in (FRAME, *family.judges)]
+        if unknown:
             known = ", ".join(sorted(family.judges)) or "none"
-            raise ValueError(f"router {name!r} asks the judge {router.asks!r}; {family.card.name} has {known}")
-        if router.ahead > 1 and router.asks not in ("", FRAME):
+            raise ValueError(f"router {name!r} asks the judge {unknown[0]!r}; {family.card.name} has {known}")
+        if router.ahead > 1 and {*router.asks} - {FRAME}:
             raise ValueError(
                 f"router {name!r} drafts {router.ahead} blocks ahead and asks a judge that sees one; leave ahead out, "
                 "or judge by=frame"

@@ -77,8 +77,13 @@ def test_every_judge_there_is_gets_a_row(arvid: Type, toy: Path, tmp_path: Path)
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "j.json").read_text())
     target = {"difference@0.4", *(f"{measure}@0.4" for measure in MEASURES)}
-    assert {row["judge"] for row in report["rows"]} == {"random", "frame", "frame-mean", "latent", "block", *target}
-    assert {row["judge"] for row in report["rows"] if row["pixels"]} == {"frame", "frame-mean", "block"}
+    assert {row["judge"] for row in report["rows"]} == {
+        "random", "frame", "frame-mean", "latent", "block", "frame+latent", *target
+    }  # fmt: skip
+    assert {row["judge"] for row in report["rows"] if row["pixels"]} == {"frame", "frame-mean", "block", "frame+latent"}
+    for block in report["blocks"]:
+        both = block["scores"]["frame"] * block["scores"]["latent"]
+        assert block["scores"]["frame+latent"] == pytest.approx(both, abs=2e-6)
     assert report["drafts"]["blocks"] == len(report["blocks"]) == 4
     assert (tmp_path / "j.md").read_text() == result.stdout
     assert (tmp_path / "j.svg").read_text().startswith("<svg")

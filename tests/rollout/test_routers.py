@@ -179,6 +179,17 @@ def test_a_judge_of_whole_blocks_takes_the_place_of_frames() -> None:
     assert asked.asked == []
 
 
+def test_several_judges_say_the_product_of_what_each_says() -> None:
+    asked = Written([0.9, 0.8, 0.5])
+    verdict = RewardRouter(tau=0.2, by="latent+block").judge(asked, [])
+    assert (verdict.decision, verdict.frames_scored) == ("accept", 12)
+    assert verdict.score == pytest.approx(0.7 * 0.3)
+    assert asked.asked == [], "nobody asked for frames"
+    verdict = RewardRouter(tau=0.2, by="frame+latent").judge(asked, [])
+    assert verdict.score == pytest.approx(0.5 * 0.7)
+    assert verdict.frames_scored == 3
+
+
 def test_the_targets_agreement_is_compared_with_tau() -> None:
     assert Verify(tau=0.6).judge(Written([]), []).decision == "accept"
     assert Verify(tau=0.61).judge(Written([]), []).decision == "redo"
@@ -295,6 +306,15 @@ def test_a_block_judge_sees_the_block_before_whoever_made_it(by: str) -> None:
             assert candidate.frames_before_BTCHW.shape[1] == 2
         else:
             assert candidate.frames_before_BTCHW is None
+
+
+def test_judges_that_are_asked_together_see_what_each_would_see_alone() -> None:
+    pair = {"latent": Continuity(0), "block": Continuity(2)}
+    judge = Routing(RewardRouter(tau=0.5, by="latent+block"), None, Clock(), pair)
+    for source, value in (("target", 0.2), ("draft", 0.5)):
+        verdict = judge.judge(MOVE, Proposal(latents(value), source=source), film([value] * 4), CONDITION)
+    assert verdict.score == pytest.approx(0.7 * 0.7)
+    assert [len(other.seen) for other in pair.values()] == [1, 1]
 
 
 def test_a_latent_judge_has_nothing_decoded() -> None:

@@ -9,6 +9,7 @@ that draft is judged and forgotten: all judges see one set of drafts, none of wh
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -150,11 +151,24 @@ def asking(family: Family, levels: Sequence[float], seed: int) -> dict[str, Ask]
         found[MEAN] = lambda draft: float(_frames(family, draft).mean())
     for name, judge in family.judges.items():
         found[name] = _whole(judge)
+    for jury in juries(family):
+        found[jury] = _product([found[name] for name in jury.split("+")])
     for level in levels:
         found[f"{PLAIN}@{level:g}"] = _plain(level)
         for measure in MEASURES:
             found[f"{measure}@{level:g}"] = _agrees(level, measure)
     return found
+
+
+def juries(family: Family) -> list[str]:
+    """Judges that are asked together: those that need no pixels, and with them the frame reward."""
+    blind = [name for name, judge in sorted(family.judges.items()) if not judge.lookback]
+    seeing = [FRAME] if family.reward is not None else []
+    return ["+".join(jury) for jury in (blind, seeing + blind) if len(jury) > 1 and blind]
+
+
+def _product(asks: Sequence[Ask]) -> Ask:
+    return lambda draft: math.prod(ask(draft) for ask in asks)
 
 
 def _frames(family: Family, draft: Draft) -> Tensor:
@@ -254,7 +268,9 @@ def run(pipeline: Pipeline, asked: Asked) -> Row:
     about = {**head("bench judges", str(family.device)), "config": _config(family, asked, interrupted)}
     if not drafts and interrupted:
         return {**about, "rows": []}
-    seeing = frozenset({FRAME, MEAN, *(name for name, judge in family.judges.items() if judge.lookback)})
+    pixels = {FRAME, MEAN, *(name for name, judge in family.judges.items() if judge.lookback)}
+    names = drafts[0].scores if drafts else {}
+    seeing = frozenset(name for name in names if not pixels.isdisjoint(name.split("+")))
     found = judges.rows(drafts, asked.good, seeing)
     return {
         **about, "drafts": judges.summary(drafts, asked.good), "rows": found,

@@ -102,7 +102,8 @@ class Routing:
         self._spec, self._reward, self._clock, self._judges = spec, reward, clock, judges
         self._history: list[float] = []
         self._before: tuple[Tensor | None, Tensor | None] = (None, None)
-        self._lookback = judges[spec.asks].lookback if spec.asks in judges else 0
+        asked = [judges[name] for name in spec.asks if name in judges]
+        self._remembers, self._lookback = bool(asked), max((judge.lookback for judge in asked), default=0)
 
     def snapshot(self) -> tuple[tuple[float, ...], tuple[Tensor | None, Tensor | None]]:
         """What is remembered, as a value that `restore` brings back."""
@@ -122,7 +123,7 @@ class Routing:
             verdict = self._spec.judge(evidence, self._history)
             if verdict.score is not None:
                 self._history.append(verdict.score)
-        if verdict.decision == "accept" and self._spec.asks in self._judges:
+        if verdict.decision == "accept" and self._remembers:
             # Decoded now or when the block is emitted: once in any case.
             seen = frames()[:, -self._lookback :] if self._lookback else None
             self._before = proposal.block_BTCHW, seen

@@ -103,19 +103,25 @@ class Refine(Spec):
 @dataclass(frozen=True, kw_only=True)
 class Scored(Spec):
     """Routers that score drafts. `by=frame`: the worst frame's reward; else the judge of whole blocks of that name
-    (`latent` and `reading` need no pixels, `block` sees motion and seams), where one is loaded."""
+    (`latent` and `reading` need no pixels, `block` sees motion and seams), where one is loaded. `by=latent+reading`:
+    the product of what several say, as each sees what another misses."""
 
     by: str = FRAME
 
     @property
-    def asks(self) -> str:
-        """The judge `by`."""
-        return self.by
+    def asks(self) -> tuple[str, ...]:
+        """The judges named by `by`."""
+        return tuple(self.by.split("+"))
 
     def scored(self, scores: Scores) -> tuple[float, int]:
         """The score of the whole draft, and how many frames were looked at."""
-        if self.by != FRAME:
-            return scores.whole(self.by)
+        said = [self._said(name, scores) for name in self.asks]
+        return math.prod(score for score, _ in said), max(count for _, count in said)
+
+    @staticmethod
+    def _said(name: str, scores: Scores) -> tuple[float, int]:
+        if name != FRAME:
+            return scores.whole(name)
         return float(scores.of(list(range(scores.count))).min()), scores.count
 
 
@@ -240,9 +246,9 @@ class Cascade(Spec):
             raise ValueError(f"frames={self.frames} must be at least 1 and delta={self.delta} at least 0")
 
     @property
-    def asks(self) -> str:
+    def asks(self) -> tuple[str, ...]:
         """Single frames."""
-        return FRAME
+        return (FRAME,)
 
     def judge(self, scores: Scores, history: list[float]) -> Verdict:
         """Few frames, then all."""

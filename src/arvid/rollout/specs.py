@@ -137,9 +137,9 @@ class Spec:
         return None
 
     @property
-    def asks(self) -> str:
-        """The judge whose scores the router needs: `frame`, the name of a judge of whole blocks, or none."""
-        return ""
+    def asks(self) -> tuple[str, ...]:
+        """The judges whose scores the router needs: `frame`, and names of judges of whole blocks."""
+        return ()
 
     @property
     def commit_level(self) -> float:

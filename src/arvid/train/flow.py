@@ -235,7 +235,7 @@ class TeacherForcing:
         z_BTCHW = batch.latents_BTCHW
         if len(self._choices) > 1:
             self.passes = self._choices[int(torch.randint(len(self._choices), (), generator=generator))]
-        past, past_sigma = self._past(z_BTCHW, generator)
+        past, past_sigma = self._past(batch, generator)
         sigma_BT = self._levels(z_BTCHW.shape[0], generator).to(z_BTCHW.device)
         noise = noise_like(z_BTCHW, generator)
         mixed = noised(z_BTCHW, noise, sigma_BT)
@@ -261,8 +261,9 @@ class TeacherForcing:
         tau = (part + torch.rand(size, blocks, generator=generator)) / blocks
         return self._spread(shifted(tau, self.shift))
 
-    def _past(self, z_BTCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _past(self, batch: FlowBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The past as the model sees it, and the levels it is told."""
+        z_BTCHW = batch.latents_BTCHW
         size = z_BTCHW.shape[0]
         blocks = -(-self.frames // self.block)
         told = torch.rand(size, 1, generator=generator) < self.noisy_past
