@@ -1,4 +1,4 @@
-"""`arvid models`: look at checkpoints, and turn them into the form that arvid writes.
+"""`arvid models`: look at checkpoints, turn them into the form that arvid writes, and take the mean of several.
 
 Knows: arguments and lines of text. Does not know: how checkpoints are read (`arvid.models.checkpoints`).
 """
@@ -14,7 +14,9 @@ import typer
 if TYPE_CHECKING:
     from arvid.models.checkpoints.describing import Facts
 
-app = typer.Typer(help="Look at checkpoints of Wan transformers, and convert them.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look at checkpoints of Wan transformers, convert them, and take means of weights.", no_args_is_help=True
+)
 
 Source = Annotated[str, typer.Argument(metavar="PATH", help="A file, a directory, or a Hugging Face id (owner/name).")]
 Family = Annotated[str, typer.Option("--family", metavar="NAME", help="The family, where the file does not tell it.")]
@@ -26,7 +28,7 @@ Loras = Annotated[
 
 @app.callback()
 def models() -> None:
-    """Look at checkpoints of Wan transformers, and convert them."""
+    """Look at checkpoints of Wan transformers, convert them, and take means of weights."""
 
 
 @app.command("inspect")
@@ -63,6 +65,31 @@ def convert(
 
     for file in write(open_checkpoint(path, family, heads, lora or ()), output):
         typer.echo(str(output / file.name))
+
+
+@app.command("mean")
+def mean(
+    paths: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Two or more safetensors of one model.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="A new .safetensors.")],
+    shares: Annotated[str, typer.Option("--shares", metavar="A,B,...", help="A share for each; equal without.")] = "",
+) -> None:
+    """Write the mean of the weights of several runs that began alike."""
+    from safetensors.torch import save_file
+
+    from arvid.cli.places import file_for, whole
+    from arvid.models import averaging
+
+    file_for(output, ".safetensors", "-o")
+    if output.exists():
+        raise ValueError(f"-o {output} exists; name a new file")
+    try:
+        numbers = [float(share) for share in shares.split(",") if share]
+    except ValueError as error:
+        raise ValueError(f"--shares {shares!r}; expected numbers like 1,1,2") from error
+    found = averaging.mean(paths, numbers)
+    with whole(output) as part:
+        save_file(found, part, {"format": "pt"})
+    typer.echo(str(output))
 
 
 def told(facts: Facts) -> list[str]:
