@@ -13,7 +13,7 @@ from torch import nn
 from arvid.models.tae import TinyAutoencoder
 from arvid.models.text import TextEncoder
 from arvid.models.wan.transformer import CausalWan, WanConfig
-from arvid.recipes import distill, embedded, feedback, judges, reading_judge
+from arvid.recipes import distill, embedded, feedback, judges, reading_judge, transformers
 from arvid.recipes.feedback import STAGES, Shown, Sizes
 from arvid.recipes.reading_judge import Blocks
 from arvid.rewards.reading import ReadingJudge, ReadingJudgeConfig
@@ -29,8 +29,8 @@ CELLS = (8, 8)
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A runs directory with latents, an autoencoder and two trained transformers."""
     monkeypatch.setattr(distill, "CONFIGS", {"target": TINY, "drafter": TINY})
-    monkeypatch.setattr(feedback, "APART", 2)
-    monkeypatch.setattr(embedded, "TOGETHER", 2)
+    monkeypatch.setattr(feedback, "HELD_FIRSTS", 2)
+    monkeypatch.setattr(transformers, "TOGETHER", 2)
     torch.manual_seed(0)
     for name in distill.CONFIGS:
         model = CausalWan(TINY)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from arvid.recipes import embedded
-from arvid.recipes.embedded import Encoded
+from arvid.recipes import embedded, transformers
+from arvid.recipes.transformers import Encoded
 from arvid.recipes.world import changing, labelled, labels, plain
 from arvid.worlds import captions, oracle, shapes
 from arvid.worlds.grammar import parse
@@ -73,12 +73,41 @@ def test_a_batch_says_from_where_its_clips_are_learned(tmp_path: Path, monkeypat
     }  # fmt: skip
     save_file({name: value.contiguous() for name, value in made.items()}, tmp_path / "latents" / "0000.safetensors")
     source = Encoded(tmp_path, 200)
+    assert not len(source.held.latents_BTCHW), "four clips are too few to keep any apart"
     batch = source(0).clips
     rows, begins = batch.latents_BTCHW[:, 0, 0, 0, 0], batch.begins_B
     assert begins is not None
     assert torch.equal(begins, torch.where(rows < 10, 0, 3 * (rows - 9)).long())
-    assert float((rows >= 10).float().mean()) == pytest.approx(embedded.CHANGED, abs=0.08)
+    assert float((rows >= 10).float().mean()) == pytest.approx(transformers.CHANGED, abs=0.08)
     assert torch.equal(source(0).clips.latents_BTCHW, batch.latents_BTCHW)
+
+
+def test_what_is_held_is_in_no_batch(tmp_path: Path) -> None:
+    (tmp_path / "latents").mkdir()
+    counts = {"latents": (40, 21), "changed": (8, 21), "first": (1600, 3)}
+    made = {
+        kind: (100 * place + torch.arange(float(count)))[:, None, None, None, None].expand(-1, frames, 1, 1, 1)
+        for place, (kind, (count, frames)) in enumerate(counts.items(), 1)
+    }
+    for kind, (count, frames) in counts.items():
+        made[f"{kind}_classes"] = torch.zeros(count, frames, 1, 1, 3, dtype=torch.uint8)
+        made[f"{kind}_velocity"] = torch.zeros(count, frames, 1, 1, 2)
+        made["text" if kind == "latents" else f"{kind}_text"] = torch.ones(count, 2, 2)
+    made["changed_from"] = torch.full((8,), 3)
+    save_file({name: value.contiguous() for name, value in made.items()}, tmp_path / "latents" / "0000.safetensors")
+    source = Encoded(tmp_path, 50)
+    assert source.held.first is not None
+    apart = {*source.held.latents_BTCHW[:, 0, 0, 0, 0].tolist()}, {*source.held.first[0][:, 0, 0, 0, 0].tolist()}
+    assert apart == ({*range(135, 140)}, {*range(300 + 1600 - 128, 300 + 1600)})
+    seen: tuple[set[float], set[float]] = set(), set()
+    for step in range(20):
+        clips = source(step).clips
+        assert clips.first is not None
+        seen[0].update(clips.latents_BTCHW[:, 0, 0, 0, 0].tolist())
+        seen[1].update(clips.first[0][:, 0, 0, 0, 0].tolist())
+    assert seen[0] == {*range(100, 135), *range(200, 208)}
+    assert seen[1] <= {*range(300, 300 + 1600 - 128)}
+    assert len(seen[1]) > 1400
 
 
 def test_labels_of_a_change_follow_it() -> None:

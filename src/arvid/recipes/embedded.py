@@ -28,12 +28,12 @@ from arvid.models.text import TextEncoder
 from arvid.models.wan.presets import EMBEDDED_DRAFTER, EMBEDDED_TARGET
 from arvid.models.wan.transformer import WanConfig
 from arvid.pipeline import JUDGES
-from arvid.recipes.transformers import Rows, begun, flow_settings, keep, read
+from arvid.recipes.transformers import Encoded, begun, flow_settings, keep
 from arvid.recipes.world import BLOCK, PIXEL_FRAMES, changing, clips, labelled_clips, labels, plain, to_pixels
 from arvid.rewards.frame import FrameReward
 from arvid.train.autoencoder import Decoding, EncodedClips, LabelledClips, Probe, Reconstruction, psnr
 from arvid.train.guidance import GuidedForcing
-from arvid.train.reading import CellReader, ReadForcing, Told, ToldBatch
+from arvid.train.reading import CellReader, ReadForcing, Told
 from arvid.train.reward import Faithfulness, PairBatch, Pairs, Seeing, Sights, cell_reader
 from arvid.train.text import Captions, Reader, Reading, accuracy, vocabulary
 from arvid.train.trainer import TrainConfig, train
@@ -45,8 +45,6 @@ CPU = torch.device("cpu")
 FRAMES, WINDOW = 21, 9
 WINDOWS = (6, WINDOW, WINDOW, 12, 18)
 """Frames of the past on view in training, one of them a step; 18 is all there is."""
-LABELS = ("classes", "velocity")
-"""What is known of cells, as `world.labels` names it."""
 
 
 @dataclass(frozen=True)
@@ -201,10 +199,6 @@ def decoder(runs: Path, sizes: Sizes, report: Report) -> None:
 PART, FIRSTS, CHANGING = 50, 200, 20
 """A part of the latents: so many whole clips, so many other clips' first blocks alone, and whole clips whose prompt
 changes on the way."""
-TOGETHER = 10
-"""First blocks that go with every whole clip of a batch."""
-CHANGED = 0.15
-"""Share of whole clips whose prompt changes on the way."""
 GUIDANCE = 2.0
 """Scale of the guidance that first blocks learn."""
 _MODELS: dict[str, tuple[TinyAutoencoder, TextEncoder]] = {}
@@ -254,39 +248,6 @@ def latents(runs: Path, sizes: Sizes, report: Report) -> None:
             report({"clips": float((part + 1) * PART)})
 
 
-class Encoded:
-    """The parts that `latents` made, in memory, and batches of them: a pure function of the step. Clips whose prompt
-    changes stand behind the others."""
-
-    def __init__(self, runs: Path, batch: int) -> None:
-        rows, self.batch = Rows.of(runs), batch
-        self.plain, changed = len(rows.latents_NTCHW), read(runs, "changed")
-        self.rows = replace(
-            rows, latents_NTCHW=torch.cat([rows.latents_NTCHW, changed]),
-            text_NSD=torch.cat([rows.text_NSD, read(runs, "changed_text")]),
-        )  # fmt: skip
-        self.begins = torch.cat([torch.zeros(self.plain, dtype=torch.long), read(runs, "changed_from")])
-        self.whole = [torch.cat([read(runs, f"{kind}_{what}") for kind in ("latents", "changed")]) for what in LABELS]
-        self.first = [read(runs, f"first_{what}") for what in LABELS]
-
-    def __call__(self, step: int) -> ToldBatch:
-        """Whole clips and TOGETHER times as many first blocks."""
-        rng = np.random.default_rng([11, step])
-        size, total = self.batch, len(self.begins)
-        changed = rng.random(size) < CHANGED
-        numbers = np.where(changed, rng.integers(self.plain, total, size), rng.integers(0, self.plain, size))
-        whole = torch.from_numpy(numbers)
-        more = torch.from_numpy(rng.integers(0, len(self.rows.first_NTCHW), TOGETHER * size))
-        clips = replace(self.rows.batch(whole, more, rng), begins_B=self.begins[whole])
-        return ToldBatch(clips, labels_of(self.whole, whole, self.begins[whole]), labels_of(self.first, more, 0 * more))
-
-
-def labels_of(rows: list[Tensor], chosen: Tensor, begins_B: Tensor) -> Told:
-    """Labels of chosen rows, which are asked for from the frames `begins_B` on."""
-    classes, velocity = (row[chosen] for row in rows)
-    return Told(classes, velocity.float(), torch.arange(classes.shape[1]) >= begins_B[:, None])
-
-
 def flow(runs: Path, name: str, config: WanConfig, steps: int, batch: int, rate: float, report: Report) -> None:
     """A transformer by teacher forcing on the latents of `latents`."""
     data, model = Encoded(runs, batch), begun(config, runs / name)
@@ -294,7 +255,13 @@ def flow(runs: Path, name: str, config: WanConfig, steps: int, batch: int, rate:
     forcing = GuidedForcing(model, FRAMES, BLOCK, *map(Window, WINDOWS), scale=GUIDANCE)
     objective = ReadForcing(forcing, reader, model.blocks[config.num_layers // 2])
     trained = nn.ModuleDict({"model": model, "reader": reader})
-    average = train(trained, objective, data, flow_settings(steps, rate), runs / name, None, report)
+
+    def numbers(_: nn.Module) -> dict[str, float]:
+        found = forcing(data.held, torch.Generator().manual_seed(1))
+        return {f"held_{name}": float(found[name]) for name in ("all", "first")}
+
+    held = numbers if len(data.held.latents_BTCHW) else None
+    average = train(trained, objective, data, flow_settings(steps, rate), runs / name, held, report)
     keep({k.removeprefix("model."): v for k, v in average.items() if k.startswith("model.")}, runs / name)
 
 

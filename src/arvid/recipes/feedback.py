@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from arvid.caches.window import Window
 from arvid.models.family import load_autoencoder
 from arvid.recipes.distill import trained
-from arvid.recipes.embedded import CARD, CPU, FRAMES, GUIDANCE, WINDOW, WINDOWS, Encoded, Report
-from arvid.recipes.transformers import keep, read
+from arvid.recipes.embedded import CARD, CPU, FRAMES, GUIDANCE, WINDOW, WINDOWS, Report
+from arvid.recipes.transformers import HELD_FIRSTS, Encoded, keep, read
 from arvid.recipes.world import BLOCK, plain
 from arvid.rewards.reading import Asked, Asking, ReadingJudge, distance
 from arvid.samplers.grids import few_step
@@ -34,8 +34,6 @@ from arvid.train.self_forcing import LAST, Horizon, SelfForcing
 from arvid.train.trainer import TrainConfig, train
 from arvid.worlds.grammar import parse
 
-APART = 128
-"""First blocks, the last of all, whose prompts nothing is learned from."""
 BLEND = 0.5
 """What is kept lies so far from the start to where the run ended (WiSE-FT, 2109.01903): a target half-way was better
 than either end."""
@@ -66,7 +64,7 @@ class Shown:
 
     def __call__(self, step: int) -> FeedbackBatch[FlowBatch]:
         """The batch of a step: a pure function of it."""
-        drawn = np.random.default_rng([31, step]).integers(0, len(self.text) - APART, self.firsts)
+        drawn = np.random.default_rng([31, step]).integers(0, len(self.text) - HELD_FIRSTS, self.firsts)
         which = torch.from_numpy(drawn)
         return FeedbackBatch(self.text[which].float(), self.asked[which], self.clips(step).clips)
 
@@ -102,7 +100,7 @@ def fed(runs: Path, start: str, steps: int, sizes: Sizes, report: Report) -> Non
 
     def numbers(_: nn.Module) -> dict[str, float]:
         with torch.no_grad():
-            text, scenes = source.text[-APART:].float(), source.asked[torch.arange(-APART, 0)]
+            text, scenes = source.text[-HELD_FIRSTS:].float(), source.asked[torch.arange(-HELD_FIRSTS, 0)]
             terms = objective.terms(first(text, torch.Generator().manual_seed(1)), scenes)
             return {"held_distance": float(distance(terms).mean())} | {
                 f"held_{name}": float(term.mean()) for name, term in terms.items()

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from arvid.models.text import TextEncoder
-from arvid.recipes.embedded import LABELS, Report
-from arvid.recipes.transformers import read
+from arvid.recipes.embedded import Report
+from arvid.recipes.transformers import LABELS, read
 from arvid.recipes.world import BLOCK
 from arvid.rewards.reading import ReadingJudge, ReadingJudgeConfig
 from arvid.train.asking import BlockReading, LabelledBlocks, SceneReading, ToldScenes, meaning

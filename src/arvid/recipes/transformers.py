@@ -11,7 +11,7 @@ a run by flow matching. Does not know: where latents come from, losses (train/),
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,19 @@ from torch import Tensor
 from arvid.models.wan.growth import deepen
 from arvid.models.wan.transformer import CausalWan, WanConfig
 from arvid.train.flow import FlowBatch
+from arvid.train.reading import Told, ToldBatch
 from arvid.train.trainer import TrainConfig
 
 UNTOLD = 0.1
 """Share of clips that are shown without their text, so that a model can be guided away from what it makes untold."""
+LABELS = ("classes", "velocity")
+"""What is known of cells, as `world.labels` names it."""
+TOGETHER = 10
+"""First blocks that go with every whole clip of a batch."""
+CHANGED = 0.15
+"""Share of whole clips whose prompt changes on the way."""
+HELD_CLIPS, HELD_FIRSTS = 8, 128
+"""The last clips and first blocks of all, that nothing is learned from; of less data no more than an eighth."""
 
 
 def read(runs: Path, key: str, parts: int | None = None) -> Tensor:
@@ -80,6 +89,50 @@ class Rows:
             self.latents_NTCHW[whole].float(), self.text_NSD[whole].float() * said[: len(whole)],
             (self.first_NTCHW[more].float(), self.first_text_NSD[more].float() * said[len(whole) :]),
         )  # fmt: skip
+
+
+class Encoded:
+    """The parts that `latents` made, in memory, and batches of them: a pure function of the step. Clips whose prompt
+    changes stand behind the others. What is `held` is in no batch."""
+
+    def __init__(self, runs: Path, batch: int) -> None:
+        rows, self.batch = Rows.of(runs), batch
+        self.plain, changed = len(rows.latents_NTCHW), read(runs, "changed")
+        self.rows = replace(
+            rows, latents_NTCHW=torch.cat([rows.latents_NTCHW, changed]),
+            text_NSD=torch.cat([rows.text_NSD, read(runs, "changed_text")]),
+        )  # fmt: skip
+        self.begins = torch.cat([torch.zeros(self.plain, dtype=torch.long), read(runs, "changed_from")])
+        self.whole = [torch.cat([read(runs, f"{kind}_{what}") for kind in ("latents", "changed")]) for what in LABELS]
+        self.first = [read(runs, f"first_{what}") for what in LABELS]
+        self.clips = self.plain - min(HELD_CLIPS, self.plain // 8)
+        self.firsts = len(rows.first_NTCHW) - min(HELD_FIRSTS, len(rows.first_NTCHW) // 8)
+
+    def __call__(self, step: int) -> ToldBatch:
+        """Whole clips and TOGETHER times as many first blocks."""
+        rng = np.random.default_rng([11, step])
+        size, total = self.batch, len(self.begins)
+        changed = rng.random(size) < CHANGED
+        numbers = np.where(changed, rng.integers(self.plain, total, size), rng.integers(0, self.clips, size))
+        whole = torch.from_numpy(numbers)
+        more = torch.from_numpy(rng.integers(0, self.firsts, TOGETHER * size))
+        clips = replace(self.rows.batch(whole, more, rng), begins_B=self.begins[whole])
+        return ToldBatch(clips, labels_of(self.whole, whole, self.begins[whole]), labels_of(self.first, more, 0 * more))
+
+    @property
+    def held(self) -> FlowBatch:
+        """Whole clips and first blocks, told, that are in no batch; none where there is little data."""
+        rows, whole, first = self.rows, slice(self.clips, self.plain), slice(self.firsts, None)
+        return FlowBatch(
+            rows.latents_NTCHW[whole].float(), rows.text_NSD[whole].float(),
+            (rows.first_NTCHW[first].float(), rows.first_text_NSD[first].float()),
+        )  # fmt: skip
+
+
+def labels_of(rows: list[Tensor], chosen: Tensor, begins_B: Tensor) -> Told:
+    """Labels of chosen rows, which are asked for from the frames `begins_B` on."""
+    classes, velocity = (row[chosen] for row in rows)
+    return Told(classes, velocity.float(), torch.arange(classes.shape[1]) >= begins_B[:, None])
 
 
 def begun(config: WanConfig, directory: Path) -> CausalWan:
