@@ -126,6 +126,13 @@ def test_longer_pasts_and_pending_blocks_need_more() -> None:
     assert pending.working > short.working + block
 
 
+def test_moves_of_several_blocks_need_more() -> None:
+    one, three = ("refine:levels=0.7,draft_steps=1,commit=last" + extra for extra in ("", ",ahead=3"))
+    for role in ("target", "decoder"):
+        alone, together = (of(role, seconds=5, router=router).working for router in (one, three))
+        assert 1.2 * alone < together < 4 * alone, role
+
+
 def needs() -> list[Need]:
     return [
         Need("target", 0, 28 * GIB, 4 * GIB, 6 * GIB, 40), Need("drafter", 0, 3 * GIB, GIB, 2 * GIB, 30),

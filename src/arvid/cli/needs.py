@@ -37,6 +37,7 @@ from arvid.rewards.hps import vit_h_14
 from arvid.rewards.image_reward import ImageReward
 from arvid.rollout.flow import TOGETHER, FlowWalker
 from arvid.rollout.routers import ROUTERS, Target
+from arvid.rollout.specs import Spec
 from arvid.rollout.stage import Clock
 from arvid.samplers.plans import sequential
 from arvid.samplers.steps import STEPS
@@ -167,27 +168,32 @@ def needs_of(parts: Parts, ask: Ask, together: int = TOGETHER) -> list[Need]:
         raise ValueError(f"size {width}x{height}: sides must be multiples of {grid[0]} and {grid[1]}")
     shape = (1, parts.card.block, config.in_dim, height // SPACE_STRIDE, width // SPACE_STRIDE)
     policy = spec.build(ask.past or parts.card.past, POLICIES, "past")
-    router = spec.build(ask.router or parts.card.router, ROUTERS, "router")
+    router = _router(parts, ask)
+    wide = (1, max(len(move.span) for move in plan), *shape[2:])
     drafting = parts.drafter is not None and not isinstance(router, Target)
     together = min(together, max(1, len(plan) - 1)) if drafting else 1
     found = [_transformer("target", config, policy, plan, shape, together)]
     if parts.drafter is not None and drafting:
         found.append(_transformer("drafter", parts.drafter, policy, plan, shape, 1))
     found.append(need("text", *parts.text, DTYPE))
-    found.append(need("decoder", parts.decoder, _decode(shape, 2 if drafting and parts.reward else 1), DTYPE))
+    found.append(need("decoder", parts.decoder, _decode(wide, 2 if drafting and parts.reward else 1), DTYPE))
     if parts.reward and drafting:
         make, run = parts.reward
-        frames = (parts.card.block * TIME_STRIDE, 3, height, width)
+        frames = (wide[1] * TIME_STRIDE, 3, height, width)
         found.append(need("reward", make, lambda module, ledger: run((module, frames), ledger), DTYPE))
     return found
 
 
 def plan_of(parts: Parts, ask: Ask) -> Plan:
-    """The blocks of a request. Raises ValueError for no seconds."""
+    """The moves of a request. Raises ValueError for no seconds."""
     if not 0 < ask.seconds <= 86400:
         raise ValueError(f"{ask.seconds} seconds asked for; give more than 0 and at most 86400 (a day)")
     frames = max(1, round(ask.seconds * parts.card.fps / TIME_STRIDE) + 1)
-    return sequential(frames, parts.card.block, LEVELS)
+    return sequential(frames, parts.card.block, LEVELS, ahead=_router(parts, ask).ahead)
+
+
+def _router(parts: Parts, ask: Ask) -> Spec:
+    return spec.build(ask.router or parts.card.router, ROUTERS, "router")
 
 
 class _Blank:
