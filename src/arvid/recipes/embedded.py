@@ -32,6 +32,7 @@ from arvid.recipes.transformers import Encoded, begun, flow_settings, keep
 from arvid.recipes.world import BLOCK, PIXEL_FRAMES, changing, clips, labelled_clips, labels, plain, to_pixels
 from arvid.rewards.frame import FrameReward
 from arvid.train.autoencoder import Decoding, EncodedClips, LabelledClips, Probe, Reconstruction, psnr
+from arvid.train.drafting import DraftForcing
 from arvid.train.guidance import GuidedForcing
 from arvid.train.reading import CellReader, ReadForcing, Told
 from arvid.train.reward import Faithfulness, PairBatch, Pairs, Seeing, Sights, cell_reader
@@ -248,11 +249,14 @@ def latents(runs: Path, sizes: Sizes, report: Report) -> None:
             report({"clips": float((part + 1) * PART)})
 
 
-def flow(runs: Path, name: str, config: WanConfig, steps: int, batch: int, rate: float, report: Report) -> None:
-    """A transformer by teacher forcing on the latents of `latents`."""
+def flow(
+    runs: Path, name: str, config: WanConfig, steps: int, batch: int, rate: float, report: Report,
+    kind: type[GuidedForcing] = GuidedForcing,
+) -> None:  # fmt: skip
+    """A transformer by a kind of teacher forcing on the latents of `latents`."""
     data, model = Encoded(runs, batch), begun(config, runs / name)
     reader = CellReader(config.dim, config.patch_size[1:], (len(SHAPES) + 1, len(SIZES) + 1, len(THING_COLOURS) + 1))
-    forcing = GuidedForcing(model, FRAMES, BLOCK, *map(Window, WINDOWS), scale=GUIDANCE)
+    forcing = kind(model, FRAMES, BLOCK, *map(Window, WINDOWS), scale=GUIDANCE)
     objective = ReadForcing(forcing, reader, model.blocks[config.num_layers // 2])
     trained = nn.ModuleDict({"model": model, "reader": reader})
 
@@ -271,8 +275,8 @@ def target(runs: Path, sizes: Sizes, report: Report) -> None:
 
 
 def drafter(runs: Path, sizes: Sizes, report: Report) -> None:
-    """The drafter: same data, same objective, a fraction of the size."""
-    flow(runs, "drafter", EMBEDDED_DRAFTER, sizes.drafter_steps, sizes.batch, 1.5e-3, report)
+    """The drafter: same data, a fraction of the size, and behind its own drafts."""
+    flow(runs, "drafter", EMBEDDED_DRAFTER, sizes.drafter_steps, sizes.batch, 1.5e-3, report, DraftForcing)
 
 
 def reward(runs: Path, sizes: Sizes, report: Report) -> None:
