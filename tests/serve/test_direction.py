@@ -101,7 +101,20 @@ def test_a_frame_rate_is_held_in_a_share_of_the_time(pipeline: Pipeline, monkeyp
     assert opened[3:] == ["stride:k=2"], "no other rule looks at the clock"
 
 
+def test_a_router_that_makes_other_moves_is_refused(pipeline: Pipeline) -> None:
+    direction = Direction(pipeline, REQUEST)
+    made(direction, 2)
+    with pytest.raises(ValueError, match=r"moves, it was begun in .*; keep ahead= as it is, or begin another session"):
+        direction.route("stride:k=3,ahead=2")
+    assert direction.router == "stride:k=3"
+    ahead = Direction(pipeline, Request(PROMPT, seconds=6.0, router="stride:k=3,ahead=2"))
+    first = made(ahead, 2)
+    ahead.route(with_tau(ahead.router, float("inf")))
+    assert first[1].move.span.stop == made(ahead, 1)[0].move.span.start, "a knob keeps the moves"
+
+
 def test_knobs_keep_what_all_rules_know() -> None:
+    assert with_tau("refine:levels=0.8,ahead=2,first_look=1", 0.25) == "reward:tau=0.25,ahead=2,first_look=1,refine=0.8"
     assert with_tau("refine:levels=0.8+0.4,draft_steps=1", 0.25) == "reward:tau=0.25,draft_steps=1,refine=0.8+0.4"
     assert with_tau("hold:fps=12,repair=2", 0.5) == "reward:tau=0.5,repair=2"
     assert with_fps("reward:tau=0.6,aggregate=min,repair=2", 16) == "hold:fps=16,repair=2"

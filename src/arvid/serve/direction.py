@@ -105,9 +105,14 @@ class Direction:
 
     def route(self, router: str) -> int:
         """Decide otherwise about drafts from the next block on. Raises ValueError for an unknown router, one that the
-        family cannot serve, and when no block is left."""
+        family cannot serve or that makes other moves of the video (`ahead=`), and when no block is left."""
         at = self._next()
-        self._pipeline.check(replace(self.request, router=router))
+        _, plan = self._pipeline.check(replace(self.request, router=router))
+        if [move.span for move in plan] != [move.span for move in self.plan]:
+            raise ValueError(
+                f"router {router!r} makes this video in {len(plan)} moves, it was begun in {len(self.plan)}; keep "
+                "ahead= as it is, or begin another session"
+            )
         self._routers = [(block, other) for block, other in self._routers if block < at] + [(at, router)]
         return at
 

@@ -6,8 +6,11 @@ Knows: which options all routers share, how they are kept when the rule changes.
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 
-COMMON = ("repair", "refine", "draft_steps", "steps", "first_steps", "first_best", "first_look", "commit", "level")
+from arvid.rollout.specs import Spec
+
+COMMON = tuple(field.name for field in fields(Spec))
 """Options that mean the same in every router that scores."""
 SCORED = ("by", "aggregate")
 
