@@ -28,7 +28,7 @@ from arvid.evals.judges import Drafted
 from arvid.evals.speculation import draw_prompts
 from arvid.pipeline import POSITIONS_AS_TRAINED, Family, Pipeline, Request, shift_of
 from arvid.rollout.flow import FlowWalker
-from arvid.rollout.judging import Routing
+from arvid.rollout.judging import Routing, unseeing
 from arvid.rollout.loop import rollout
 from arvid.rollout.routers import Target
 from arvid.rollout.specs import TARGET
@@ -162,7 +162,7 @@ def asking(family: Family, levels: Sequence[float], seed: int) -> dict[str, Ask]
 
 def juries(family: Family) -> list[str]:
     """Judges that are asked together: those that need no pixels, and with them the frame reward."""
-    blind = [name for name, judge in sorted(family.judges.items()) if not judge.lookback]
+    blind = sorted(unseeing(family.judges))
     seeing = [FRAME] if family.reward is not None else []
     return ["+".join(jury) for jury in (blind, seeing + blind) if len(jury) > 1 and blind]
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 
@@ -45,8 +46,7 @@ def _scaled(value: Tensor, share: float) -> Tensor:
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} cannot be read ({line}); give a file of safetensors") from error
@@ -55,8 +55,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 def _same(path: Path, first: dict[str, Tensor], other_path: Path, other: dict[str, Tensor]) -> None:
     """Raises ValueError unless both files hold tensors of the same names and shapes, and what is no number with a
     fraction is equal."""
-    for name in sorted(first.keys() ^ other.keys()):
-        raise ValueError(f"{path if name in first else other_path} alone holds {name}; give files of one model")
+    if odd := sorted(first.keys() ^ other.keys()):
+        raise ValueError(f"{path if odd[0] in first else other_path} alone holds {odd[0]}; give files of one model")
     for name, value in first.items():
         if value.shape != other[name].shape:
             shapes = f"{[*value.shape]} in {path} and {[*other[name].shape]} in {other_path}"

@@ -75,10 +75,15 @@ class Evidence:
         return self._clock.pace
 
 
+def unseeing(judges: Mapping[str, BlockReward]) -> dict[str, BlockReward]:
+    """Those who judge latents alone, so that nothing is decoded for them."""
+    return {name: judge for name, judge in judges.items() if not judge.lookback}
+
+
 def chooser(judges: Mapping[str, BlockReward], clock: Clock) -> Chooser | None:
     """Who picks the best of several first blocks, by the product of what all judges say that need no pixels: each sees
     what another misses, and one that is sure of a fault is enough. None without such judges."""
-    able = [judge for judge in judges.values() if not judge.lookback]
+    able = unseeing(judges).values()
 
     def choose(blocks_NTCHW: Tensor, condition: Condition) -> int:
         candidate = Candidate(blocks_NTCHW, None, _unseen, None, condition)

@@ -98,7 +98,7 @@ class Speculator:
         """The blocks of a move, each with noise of its own."""
         size, span = self._block or len(move.span), move.span
         spans = [Span(at, min(at + size, span.stop)) for at in range(span.start, span.stop, size)]
-        return [(replace(move, span=part), InTurn(noise, n) if n else noise) for n, part in enumerate(spans)]
+        return [(replace(move, span=part), InTurn(noise, number)) for number, part in enumerate(spans)]
 
     def _in_turn(
         self, walker: FlowWalker, move: Move, x_BTCHW: Tensor, sigmas: tuple[float, ...], condition: Condition,

@@ -42,8 +42,7 @@ class DraftForcing(GuidedForcing):
 
     def _past(self, batch: FlowBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         past_BTCHW, told_BT = super()._past(batch, generator)
-        blocks = -(-self.frames // self.block)
-        share = self._spread((torch.rand(len(told_BT), blocks, generator=generator) < self.drafted).float())
+        share = self._spread((torch.rand(len(told_BT), self.blocks, generator=generator) < self.drafted).float())
         own_BT = share.to(told_BT.device) * (told_BT == 0)
         own = own_BT[:, :, None, None, None]
         return past_BTCHW.lerp(self.drafts(batch, generator), own), told_BT

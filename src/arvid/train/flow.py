@@ -254,18 +254,21 @@ class TeacherForcing:
         """The loss of first blocks of other clips, with the weights the model then holds."""
         return first_blocks(self.model, z_NTCHW, text_NSD, self.shift, generator)
 
+    @property
+    def blocks(self) -> int:
+        """Number of blocks of a clip, the last of which may be shorter."""
+        return -(-self.frames // self.block)
+
     def _levels(self, size: int, generator: torch.Generator) -> Tensor:
         """One level per block: tau uniform, one block of a clip in each of equal parts of [0, 1], then shifted."""
-        blocks = -(-self.frames // self.block)
-        part = torch.rand(size, blocks, generator=generator).argsort(1)
-        tau = (part + torch.rand(size, blocks, generator=generator)) / blocks
+        part = torch.rand(size, self.blocks, generator=generator).argsort(1)
+        tau = (part + torch.rand(size, self.blocks, generator=generator)) / self.blocks
         return self._spread(shifted(tau, self.shift))
 
     def _past(self, batch: FlowBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The past as the model sees it, and the levels it is told."""
         z_BTCHW = batch.latents_BTCHW
-        size = z_BTCHW.shape[0]
-        blocks = -(-self.frames // self.block)
+        size, blocks = z_BTCHW.shape[0], self.blocks
         told = torch.rand(size, 1, generator=generator) < self.noisy_past
         sigma = self._spread(torch.rand(size, blocks, generator=generator) * self.past_level * told)
         rough = (torch.rand(size, 1, generator=generator) < self.rough_past) & ~told
