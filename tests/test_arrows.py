@@ -24,7 +24,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "rollout": frozenset({"types", "caches", "samplers"}),
     "evals": frozenset({"types", "rewards", "worlds", "video"}),
     "train": frozenset({"types", "samplers", "caches", "rollout", "rewards", "worlds"}),
-    "pipeline": frozenset({"types", "spec", "samplers", "caches", "models", "rewards", "rollout", "video"}),
+    "pipeline": frozenset({"types", "spec", "samplers", "caches", "models", "rewards", "rollout", "video", "worlds"}),
     "families": frozenset({"types", "models", "rewards", "pipeline"}),
     "serve": frozenset({"types", "pipeline", "rollout", "video"}),
 }

@@ -265,6 +265,25 @@ def test_a_timeline_counts_from_where_making_begins(toy: Pipeline, router: str) 
     assert same(list(session), whole[1:])
 
 
+def test_a_story_is_the_timeline_of_its_acts(toy: Pipeline) -> None:
+    """Both changes of a story fall where a person would have put them, and the bits are those of that timeline."""
+    heard = Heard()
+    story = "a red star rests on black, then the red star turns blue, then cut to a green ball moves left on white"
+    told = [act.prompt for act in toy.family.acts(story)]
+    blocks = list(toy.stream(Request(story, 2.2, 3, "first"), (heard,)))
+    assert [(event["block"], event["how"]) for event in heard.named("changed")] == [(1, "recache"), (2, "cut")]
+    entries = (Entry(0.5, told[1], "recache"), Entry(1.3, told[2], "cut"))
+    assert same(blocks, list(toy.stream(Request(told[0], 2.2, 3, "first", timeline=entries))))
+    session = toy.session(Request(story, 2.2, 3, "first"))
+    next(session)
+    assert same(list(toy.resume(session.snapshot())), blocks[1:])
+    given = toy.encode(pictures(29))
+    later = list(toy.stream(Request(story, 2.2, 3, "first"), given=given))
+    assert [block.source for block in later][:4] == ["given", "given", "given", "target"]
+    with pytest.raises(ValueError, match="tells of 3 acts, the video has room for 1"):
+        toy.check(Request(story, 0.5))
+
+
 def test_what_cannot_be_begun_with_is_refused(toy: Pipeline) -> None:
     with pytest.raises(ValueError, match=r"frames \[1, 32, 32, 3\]; expected \[T, 64, 64, 3\]"):
         toy.encode(pictures(1, 32))

@@ -8,7 +8,7 @@ CLI, server and benchmarks assemble nothing themselves: they call `Pipeline.sess
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -41,13 +41,14 @@ from arvid.rollout.speculate import Speculator
 from arvid.rollout.stage import Clock, Stage
 from arvid.rollout.state import Snapshot
 from arvid.rollout.steered import Hands, Steered
-from arvid.rollout.timeline import Change, Director, Entry, place
+from arvid.rollout.timeline import Change, Director, Entry, place, spread, whole
 from arvid.samplers.grids import SHIFT, few_step
 from arvid.samplers.noise import SeededNoise
 from arvid.samplers.plans import sequential, validate
 from arvid.samplers.steps import STEPS
 from arvid.samplers.timetable import Timetable
-from arvid.types import Block, BlockReward, Decoder, Denoiser, Listener, Plan, Reward
+from arvid.types import Act, Block, BlockReward, Decoder, Denoiser, Listener, Plan, Reward
+from arvid.worlds import stories
 
 EMBEDDED = Path(__file__).parent / "weights" / "embedded"
 JUDGES: dict[str, type[LatentJudge | BlockJudge | ReadingJudge]] = {
@@ -118,7 +119,7 @@ class Text(Protocol):
 @dataclass(frozen=True, eq=False)
 class Family:
     """The parts of a pair that work together, and their card. `judges` score whole blocks, by the name that a router
-    gives them."""
+    gives them; `acts` reads the story that a prompt tells."""
 
     card: Card
     target: Denoiser
@@ -128,6 +129,7 @@ class Family:
     reward: Reward | None
     device: torch.device
     judges: Mapping[str, BlockReward] = field(default_factory=dict)
+    acts: Callable[[str], tuple[Act, ...]] = whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +153,7 @@ def load(directory: Path | str = EMBEDDED, device: str = "cpu") -> Family:
     return Family(
         card, load_transformer(directory, card, "target", where), drafter,
         load_autoencoder(directory, card, where), text, reward, where, _judges(directory, where),
+        stories.acts if card.world == "shapes" else whole,
     )  # fmt: skip
 
 
@@ -242,10 +245,15 @@ class Pipeline:
         return chooser(self.family.judges, Clock()) is not None
 
     def changes(self, request: Request, plan: Plan, given: int = 0) -> tuple[Change, ...]:
-        """Where in a plan the prompts of a request begin. Raises ValueError for a timeline that does not fit."""
+        """Where in a plan the prompts of a request begin; without a timeline the acts of its prompt share the video.
+        Raises ValueError for a timeline or a story that does not fit."""
         behind = _frames(given)
         seconds = [(_frames(move.span.start) - behind) / self.family.card.fps for move in plan]
-        return place(request.timeline, request.prompt, plan, seconds, request.seconds)
+        acts = () if request.timeline else self.family.acts(request.prompt)
+        if len(acts) < 2:
+            return place(request.timeline, request.prompt, plan, seconds, request.seconds)
+        mine = [second for second in seconds if second >= 0]
+        return place(spread(acts, mine, request.seconds), "", plan, seconds, request.seconds)
 
     def latent_frames(self, seconds: float, given: int = 0) -> int:
         """Latent frames to be made for `seconds`: the first of a video stands for one pixel frame, each later one for

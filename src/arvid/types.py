@@ -62,6 +62,15 @@ class Condition:
     text_BLD: Tensor
 
 
+@dataclass(frozen=True)
+class Act:
+    """A part of what a prompt tells: the prompt that holds while it runs, and whether it begins a scene that sees
+    nothing before it."""
+
+    prompt: str
+    cut: bool = False
+
+
 class Conditioner(Protocol):
     """Gives every block its condition; the same object while nothing changes."""
 

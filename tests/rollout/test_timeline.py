@@ -24,12 +24,12 @@ from arvid.rollout.routers import Target
 from arvid.rollout.speculate import Speculator
 from arvid.rollout.stage import Clock, Stage
 from arvid.rollout.steered import GIVEN, Hands, Steered, statistics
-from arvid.rollout.timeline import Change, Director, Entry, parse, place, read
+from arvid.rollout.timeline import CUT, RECACHE, Change, Director, Entry, parse, place, read, spread, whole
 from arvid.samplers.grids import few_step
 from arvid.samplers.noise import SeededNoise
 from arvid.samplers.plans import sequential
 from arvid.samplers.steps import STEPS
-from arvid.types import Block, Condition, DecoderState, Estimate, Span, View
+from arvid.types import Act, Block, Condition, DecoderState, Estimate, Span, View
 
 BLOCK, CHANNELS, SIDE = 2, 4, 4
 PLAN = sequential(12, BLOCK, few_step(2))
@@ -138,6 +138,30 @@ def embedded(prompt: str) -> Tensor:
 
 def at(director: Director, block: int) -> Condition:
     return director.at(Span(BLOCK * block, BLOCK * block + BLOCK))
+
+
+@pytest.mark.parametrize(
+    ("count", "seconds", "length", "expected"),
+    [
+        (2, (0.0, 0.6, 1.3, 2.1, 2.8), 5.0, (0.0, 2.8)),  # 2.5 s lies nearer to 2.8 than to 2.1
+        (2, (0.0, 1.0, 2.0, 3.0), 2.4, (0.0, 1.0)),
+        (3, (0.0, 0.6, 1.3), 9.0, (0.0, 0.6, 1.3)),  # nearest would be 1.3 twice
+        (3, (0.0, 3.0, 4.0, 5.0), 4.5, (0.0, 3.0, 4.0)),  # nearest would be 3.0 twice
+        (1, (0.0, 0.6), 1.0, (0.0,)),
+    ],
+)
+def test_acts_begin_with_the_nearest_move(
+    count: int, seconds: tuple[float, ...], length: float, expected: tuple[float, ...]
+) -> None:
+    entries = spread([Act(str(number), cut=number == 1) for number in range(count)], seconds, length)
+    assert tuple(entry.at for entry in entries) == expected
+    assert [entry.prompt for entry in entries] == [str(number) for number in range(count)]
+    assert [entry.how for entry in entries[1:]] == [CUT, RECACHE][: count - 1]
+
+
+def test_more_acts_than_moves_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"tells of 3 acts, the video has room for 2 \(1 s in moves of whole blocks\)"):
+        spread(whole("a") * 3, (0.0, 0.6), 1.0)
 
 
 def test_a_condition_stays_the_same_object_while_nothing_changes() -> None:

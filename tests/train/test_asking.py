@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from arvid.rewards.reading import WEIGHTS, Asked, Asking, BlockReader, SceneReader, distance
-from arvid.train.asking import BlockReading, LabelledBlocks, SceneReading, ToldScenes, asked, meaning
+from arvid.train.asking import BlockReading, LabelledBlocks, SceneReading, ToldScenes, asked, classes, meaning
 from arvid.train.reading import Told
 from arvid.train.text import targets
 from arvid.worlds.grammar import SHAPES, SIZES, parse
@@ -39,7 +39,7 @@ def film(prompt: str, seed: int = 0) -> Tensor:
 
 
 def terms(shown: str, wanted: str, seed: int = 0) -> dict[str, float]:
-    found = Asking(Perfect())(film(shown, seed), asked([parse(wanted).scene]))
+    found = Asking(Perfect())(film(shown, seed), asked(classes([parse(wanted).scene])))
     return {name: float(value[0]) for name, value in found.items()}
 
 
@@ -90,7 +90,7 @@ def test_motion_by_hand() -> None:
     z[:, :, 3:] = torch.tensor([0.5, 0.5])[:, None, None]
 
     def motion(prompt: str) -> float:
-        return float(Asking(Perfect())(z, asked([parse(prompt).scene]))["motion"][0])
+        return float(Asking(Perfect())(z, asked(classes([parse(prompt).scene])))["motion"][0])
 
     assert motion(ONE) == pytest.approx(0.5)
     assert motion(ONE.replace("moves right", "bounces horizontally")) == pytest.approx(0.5)
@@ -100,7 +100,7 @@ def test_motion_by_hand() -> None:
 
 
 def test_a_scene_of_fewer_things_is_not_measured_by_its_neighbours() -> None:
-    alone, both = asked([parse(ONE).scene]), asked([parse(ONE).scene, parse(TWO).scene])
+    alone, both = asked(classes([parse(ONE).scene])), asked(classes([parse(ONE).scene, parse(TWO).scene]))
     ask, z = Asking(Perfect()), film(ONE)
     for name, value in ask(z, alone).items():
         torch.testing.assert_close(ask(z, both[torch.tensor([0])])[name], value)
@@ -108,7 +108,7 @@ def test_a_scene_of_fewer_things_is_not_measured_by_its_neighbours() -> None:
 
 def test_the_gradient_leads_to_what_was_asked() -> None:
     """Logits that are free: pulled down the distance, they say what was asked where something stood."""
-    wanted = asked([parse(ONE.replace("circle", "star")).scene])
+    wanted = asked(classes([parse(ONE.replace("circle", "star")).scene]))
     start = [part.clone() for part in Perfect()(film(ONE))]
     free = [nn.Parameter(part / 10) for part in start]
 
@@ -139,7 +139,8 @@ def test_usual_cells_are_no_fewer_than_the_area_and_grow_with_it() -> None:
 def test_scenes_as_numbers_by_hand() -> None:
     """A fast star that moves up beside a square that stands still; a bounce; three things where others have one."""
     three = "a red circle, a small blue star and a green square orbit clockwise on a black background"
-    found = asked([parse(TWO).scene, parse(ONE.replace("moves right", "bounces diagonally")).scene, parse(three).scene])
+    prompts = (TWO, ONE.replace("moves right", "bounces diagonally"), three)
+    found = asked(classes([parse(prompt).scene for prompt in prompts]))
     assert found.there_NK.tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
     star, circle = 1 + SHAPES.index("star"), 1 + SHAPES.index("circle")
     assert found.classes_NKJ[:, 0, 0].tolist() == [star, circle, circle]
@@ -168,7 +169,7 @@ def test_a_reader_of_prompts_learns_what_they_say() -> None:
         step.step()
     assert float(numbers["loss"].detach()) < 0.1 * first
     assert float(numbers["right"]) == 1.0
-    read, wanted = reader.read(text, meaning()), asked(scenes)
+    read, wanted = reader.read(text, meaning()), asked(classes(scenes))
     for name in Asked.__dataclass_fields__:
         given, known = getattr(read, name), getattr(wanted, name)
         torch.testing.assert_close(given[:, : known.shape[1]].float(), known.float())
@@ -180,7 +181,7 @@ def test_two_things_of_one_colour_cannot_be_told_apart() -> None:
     scene = parse(ONE).scene
     twice = type(scene)((scene.things[0], scene.things[0]), scene.background)
     with pytest.raises(ValueError, match=r"things of the colours red, red in one scene"):
-        asked([twice])
+        asked(classes([twice]))
 
 
 def test_a_reader_learns_what_stands_in_cells() -> None:

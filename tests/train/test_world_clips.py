@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from arvid.recipes import embedded, transformers
 from arvid.recipes.transformers import Encoded
-from arvid.recipes.world import changing, labelled, labels, plain
+from arvid.recipes.world import changing, film, labelled, labels, scene
 from arvid.worlds import captions, oracle, shapes
 from arvid.worlds.grammar import parse
 
@@ -38,16 +38,23 @@ def test_a_change_begins_with_a_block_and_stays_in_the_training_part() -> None:
         assert not captions.is_held_out(parse(take.told).scene)
         assert len(parse(take.told).acts) == 1
     assert {take.learned for take in TAKES} == {3, 6, 9, 12, 15}
-    assert plain(5).learned == 0
+    assert scene(5).learned == 0
 
 
 def test_a_story_is_a_clip_of_its_own_like_any_other() -> None:
-    stories = (plain(number, levels=(4,)) for number in range(20))
+    stories = (film(number, False, (4,)) for number in range(20))
     take = next(take for take in stories if len(parse(take.prompt).acts) > 1)
-    film, found = labelled((take.seed, False, (4,)))
-    assert np.array_equal(film, shapes.render(take.prompt, take.seed))
+    frames, found = labelled((take.seed, False, (4,)))
+    assert np.array_equal(frames, shapes.render(take.prompt, take.seed))
     assert found.things_THW.any((1, 2)).all()
     assert take.learned == 0
+
+
+def test_clips_of_one_scene_are_of_all_levels() -> None:
+    told = [parse(scene(number).told) for number in range(60)]
+    assert {len(story.acts) for story in told} == {1}
+    assert {story.level for story in told} == {1, 2, 3, 4}
+    assert not any(captions.is_held_out(story.scene) for story in told)
 
 
 def test_changes_are_new_scenes_and_events() -> None:

@@ -29,8 +29,9 @@ from arvid.models.wan.presets import EMBEDDED_DRAFTER, EMBEDDED_TARGET
 from arvid.models.wan.transformer import WanConfig
 from arvid.pipeline import JUDGES
 from arvid.recipes.transformers import Encoded, begun, flow_settings, keep
-from arvid.recipes.world import BLOCK, PIXEL_FRAMES, changing, clips, labelled_clips, labels, plain, to_pixels
+from arvid.recipes.world import BLOCK, PIXEL_FRAMES, changing, clips, labelled_clips, labels, scene, to_pixels
 from arvid.rewards.frame import FrameReward
+from arvid.train.asking import classes
 from arvid.train.autoencoder import Decoding, EncodedClips, LabelledClips, Probe, Reconstruction, psnr
 from arvid.train.drafting import DraftForcing
 from arvid.train.guidance import GuidedForcing
@@ -39,7 +40,7 @@ from arvid.train.reward import Faithfulness, PairBatch, Pairs, Seeing, Sights, c
 from arvid.train.text import Captions, Reader, Reading, accuracy, vocabulary
 from arvid.train.trainer import TrainConfig, train
 from arvid.worlds import shapes
-from arvid.worlds.grammar import SHAPES, SIZES, THING_COLOURS
+from arvid.worlds.grammar import SHAPES, SIZES, THING_COLOURS, parse
 
 Report = Callable[[dict[str, float]], None]
 CPU = torch.device("cpu")
@@ -208,8 +209,8 @@ _MODELS: dict[str, tuple[TinyAutoencoder, TextEncoder]] = {}
 def encoded(job: tuple[str, int]) -> dict[str, Tensor]:
     """One part, in the layout of `recipes.transformers`: whole clips, first blocks, and whole clips whose prompt
     changes (`changed`, `changed_text`, and `changed_from`: the first latent frame that shows what the text says); and
-    what stands in their cells (see `world.labels`), as `latents_classes`, `latents_velocity` and so on. One thread:
-    parts are made side by side."""
+    what stands in their cells (see `world.labels`), as `latents_classes`, `latents_velocity` and so on; `first_things`
+    is what first blocks were asked to show (see `train.asking.classes`). One thread: parts are made side by side."""
     runs, part = Path(job[0]), job[1]
     torch.set_num_threads(1)
     if job[0] not in _MODELS:
@@ -217,9 +218,12 @@ def encoded(job: tuple[str, int]) -> dict[str, Tensor]:
     model, encoder = _MODELS[job[0]]
     whole, first, changed = (
         [take(start + part * count + number) for number in range(count)]
-        for take, start, count in ((plain, 100000, PART), (plain, 1000000, FIRSTS), (changing, 2000000, CHANGING))
+        for take, start, count in ((scene, 100000, PART), (scene, 1000000, FIRSTS), (changing, 2000000, CHANGING))
     )
-    made = {"changed_from": torch.tensor([take.learned for take in changed])}
+    made = {
+        "changed_from": torch.tensor([take.learned for take in changed]),
+        "first_things": classes([parse(take.told).scene for take in first]),
+    }
     short = TIME_STRIDE * (BLOCK - 1) + 1
     kinds = (
         ("latents", "text", whole, PIXEL_FRAMES), ("first", "first_text", first, short),

@@ -22,7 +22,7 @@ from arvid.models.family import load_autoencoder
 from arvid.recipes.distill import trained
 from arvid.recipes.embedded import CARD, CPU, FRAMES, GUIDANCE, WINDOW, WINDOWS, Report
 from arvid.recipes.transformers import HELD_FIRSTS, Encoded, keep, read
-from arvid.recipes.world import BLOCK, plain
+from arvid.recipes.world import BLOCK
 from arvid.rewards.reading import Asked, Asking, ReadingJudge, distance
 from arvid.samplers.grids import few_step
 from arvid.samplers.steps import STEPS
@@ -32,7 +32,6 @@ from arvid.train.flow import FlowBatch
 from arvid.train.guidance import GuidedForcing
 from arvid.train.self_forcing import LAST, Horizon, SelfForcing
 from arvid.train.trainer import TrainConfig, train
-from arvid.worlds.grammar import parse
 
 BLEND = 0.5
 """What is kept lies so far from the start to where the run ended (WiSE-FT, 2109.01903): a target half-way was better
@@ -60,7 +59,7 @@ class Shown:
     def __init__(self, runs: Path, sizes: Sizes) -> None:
         self.text, self.clips = read(runs, "first_text"), Encoded(runs, sizes.batch)
         self.firsts = sizes.firsts
-        self.asked: Asked = asked([parse(plain(1000000 + number).prompt).scene for number in range(len(self.text))])
+        self.asked: Asked = asked(read(runs, "first_things"))
 
     def __call__(self, step: int) -> FeedbackBatch[FlowBatch]:
         """The batch of a step: a pure function of it."""

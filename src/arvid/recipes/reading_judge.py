@@ -67,7 +67,7 @@ class Scenes:
     """Captions of up to three things as embeddings, and what they say: a pure function of the step."""
 
     def __init__(self, encoder: TextEncoder, batch: int, held_out: bool = False) -> None:
-        self.captions = Captions(encoder.tokens, encoder.tokenizer.unk_token_id, batch, (1, 2, 3), held_out=held_out)
+        self.captions = Captions(encoder.tokens, encoder.tokenizer.unk_token_id, batch, (1, 2, 3, 4), held_out=held_out)
         self.encoder = encoder
 
     def __call__(self, step: int) -> ToldScenes:

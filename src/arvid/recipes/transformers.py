@@ -32,7 +32,7 @@ LABELS = ("classes", "velocity")
 """What is known of cells, as `world.labels` names it."""
 TOGETHER = 10
 """First blocks that go with every whole clip of a batch."""
-CHANGED = 0.15
+CHANGED = 0.3
 """Share of whole clips whose prompt changes on the way."""
 HELD_CLIPS, HELD_FIRSTS = 8, 128
 """The last clips and first blocks of all, that nothing is learned from; of less data no more than an eighth."""

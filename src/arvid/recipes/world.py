@@ -19,13 +19,18 @@ import torch
 from torch import Tensor
 
 from arvid.models.tae import TIME_STRIDE
-from arvid.worlds import captions, shapes
-from arvid.worlds.grammar import Scene
+from arvid.worlds import captions, shapes, stories
+from arvid.worlds.grammar import Event, Scene, parse
 from arvid.worlds.labels import Labels, label
 
 PIXEL_FRAMES, BLOCK = 81, 3
-LEVELS = (1, 2, 2)
-"""Levels of the grammar the pair is trained on: one third one thing, two thirds two things."""
+LEVELS = (1, 2, 2, 3, 3, 4, 4)
+"""Levels of the grammar the pair is trained on; only half of the third and of the fourth is one scene (see `scene`), so
+one fifth is one thing, two fifths are two things, one fifth is three and one a camera that pans."""
+
+
+EVENTFUL = (3, 3, 4)
+"""Levels that clips whose prompt changes are drawn from: two thirds events, one third new scenes."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,20 @@ class Take:
         return label(self.prompt, self.seed, frames, begins=self.begins)
 
 
-def plain(number: int, held_out: bool = False, levels: tuple[int, ...] = LEVELS) -> Take:
-    """The clip with a number, from the training or the held-out part. Raises ValueError for unknown levels."""
+def film(number: int, held_out: bool, levels: tuple[int, ...]) -> Take:
+    """The clip with a number, from the training or the held-out part: of a story all acts. Raises ValueError for
+    unknown levels."""
     prompt = captions.sample(random.Random(f"{number}-{held_out}"), levels, held_out).prompt
     return Take(prompt, number, None, prompt)
+
+
+def scene(number: int) -> Take:
+    """The training clip with a number, of one scene: a model is told the acts of a story one by one."""
+    rng = random.Random(f"{number}-False")
+    while True:
+        told = captions.sample(rng, LEVELS)
+        if len(told.acts) == 1:
+            return Take(told.prompt, number, None, told.prompt)
 
 
 def changing(number: int) -> Take:
@@ -63,26 +78,34 @@ def changing(number: int) -> Take:
     one of its things. Both scenes are of the training part."""
     rng = random.Random(f"changing-{number}")
     while True:
-        story = captions.sample(rng, (3, 4))
-        turns = [act for act in story.acts[1:] if isinstance(act, Scene) or act[0].kind != "reverse"]
-        if not turns:
-            continue  # Three things, a camera, or a turn that the words of a scene cannot tell.
+        story = captions.sample(rng, EVENTFUL)
+        told = stories.acts(story.prompt)
+        if len(told) < 2 or _untold(story.acts):
+            continue
         begins = (0, TIME_STRIDE * BLOCK * rng.randint(1, 5) - TIME_STRIDE + 1)
-        last = shapes.takes(story.prompt, number, PIXEL_FRAMES, begins)[-1]
-        scene = Scene(tuple(track.thing for track in last.tracks if track.visible), last.scene.background)
-        if scene.things and not captions.is_held_out(scene):
-            return Take(story.prompt, number, begins, captions.say(scene, rng))
+        if not captions.is_held_out(parse(told[-1].prompt).scene):
+            return Take(story.prompt, number, begins, told[-1].prompt)
+
+
+def _untold(acts: tuple[Scene | tuple[Event, ...], ...]) -> bool:
+    """Whether the words of a scene cannot say what happened: a bouncing thing turns back, or nothing is left."""
+    first, last = acts[0], acts[-1]
+    if isinstance(last, Scene):
+        return False
+    assert isinstance(first, Scene)
+    kind, thing = last[0].kind, first.things[last[0].thing]
+    return (kind == "reverse" and thing.motion.kind == "bounce") or (kind == "vanish" and len(first.things) == 1)
 
 
 def clip(job: tuple[int, bool, tuple[int, ...]]) -> tuple[str, np.ndarray]:
     """Prompt and frames of the clip with a number."""
-    take = plain(*job)
+    take = film(*job)
     return take.told, take.render()
 
 
 def labelled(job: tuple[int, bool, tuple[int, ...]]) -> tuple[np.ndarray, Labels]:
     """Frames and labels of the clip with a number."""
-    take = plain(*job)
+    take = film(*job)
     return take.render(), take.label()
 
 

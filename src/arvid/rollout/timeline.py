@@ -30,7 +30,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from arvid.types import Condition, Plan, Span
+from arvid.types import Act, Condition, Plan, Span
 
 RECACHE, KEEP, FLUSH, SOFT, CUT, JUMP = "recache", "keep", "flush", "soft", "cut", "jump"
 WAYS = (CUT, FLUSH, JUMP, KEEP, RECACHE, SOFT)
@@ -180,6 +180,30 @@ def place(
             )
         changes.append(change)
     return tuple(changes)
+
+
+def whole(prompt: str) -> tuple[Act, ...]:
+    """How a prompt is read where nothing is known of stories: as one act."""
+    return (Act(prompt),)
+
+
+def spread(acts: Sequence[Act], seconds: Sequence[float], length: float) -> tuple[Entry, ...]:
+    """The timeline of acts that share a video of `length` seconds equally. Each begins with the move that is seen
+    (`seconds`) nearest to its time: a new scene by a cut, anything else by RECACHE.
+
+    Raises ValueError for more acts than moves.
+    """
+    if len(acts) > len(seconds):
+        raise ValueError(
+            f"the prompt tells of {len(acts)} acts, the video has room for {len(seconds)} "
+            f"({length:g} s in moves of whole blocks); make it longer, or tell fewer"
+        )
+    at, entries = 0, [Entry(0, acts[0].prompt)]
+    for number, act in enumerate(acts[1:], 1):
+        free = range(at + 1, len(seconds) - len(acts) + number + 1)
+        at = min(free, key=lambda move: abs(seconds[move] - length * number / len(acts)))
+        entries.append(Entry(seconds[at], act.prompt, CUT if act.cut else RECACHE))
+    return tuple(entries)
 
 
 # ---------------------------------------------------------------- the condition of a block

@@ -52,14 +52,20 @@ def meaning() -> Meaning:
     return Meaning(cells, THING_FIELDS["motion"], moves, paces, len(THING_COLOURS))
 
 
-def asked(scenes: Sequence[Scene]) -> Asked:
-    """Scenes as numbers. Raises ValueError for a scene with two things of one colour, whose cells could not be told
-    apart."""
+def classes(scenes: Sequence[Scene]) -> Tensor:
+    """The classes [N, K, fields] of what is said of the things of scenes (see `train.text.targets`).
+
+    Raises ValueError for a scene with two things of one colour, whose cells could not be told apart.
+    """
     for scene in scenes:
         colours = [thing.colour for thing in scene.things]
         if len(set(colours)) < len(colours):
             raise ValueError(f"things of the colours {', '.join(colours)} in one scene; each needs one of its own")
-    things_NKF = torch.tensor([targets(scene)[0] for scene in scenes])
+    return torch.tensor([targets(scene)[0] for scene in scenes])
+
+
+def asked(things_NKF: Tensor) -> Asked:
+    """What `classes` asks for."""
     return Asked.of(things_NKF, (things_NKF[..., 0] != ABSENT).float(), meaning())
 
 

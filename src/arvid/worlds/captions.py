@@ -40,7 +40,7 @@ def sample(rng: random.Random, levels: tuple[int, ...] = (1, 2), held_out: bool 
 
 
 def say(scene: Scene, rng: random.Random) -> str:
-    """A prompt of one scene, in one of many wordings."""
+    """A prompt of one scene, in one of many wordings; of a scene without things its ground alone."""
     return _write((scene,), rng)
 
 
@@ -133,6 +133,8 @@ def _say_scene(scene: Scene, rng: random.Random) -> str:
         thing = scene.things[0]
         text = f"{_verb(thing.motion, rng)[1]}, {_noun(thing, rng)}"
     ground = _ground(scene.background, rng)
+    if not clauses:
+        return ground
     text = rng.choice((f"{text} {ground}", f"{text}, {ground}", f"{ground}, {text}"))
     if scene.camera:
         text += rng.choice((f", the camera pans {scene.camera}", f", camera moving {scene.camera}"))

@@ -227,6 +227,9 @@ def words(text: str) -> list[str]:
 
 # ---------------------------------------------------------------- parsing
 
+THEN = re.compile(r"[,;.]?\s*\b(?:and )?(?:then|after that|afterwards)\b,?", re.IGNORECASE)
+"""What stands between two acts."""
+
 
 def parse(prompt: str) -> Story:
     """The story a prompt tells. Words outside the grammar are listed in `Story.unknown`; what is left unsaid takes
@@ -236,10 +239,9 @@ def parse(prompt: str) -> Story:
     """
     if not prompt.strip():
         raise ValueError(f"the prompt is empty; say for example {EXAMPLE!r}")
-    texts = re.split(r"[,;.]?\s*\b(?:and )?(?:then|after that|afterwards)\b,?", prompt, flags=re.IGNORECASE)
     acts: list[Scene | tuple[Event, ...]] = []
     unknown: list[str] = []
-    for text in texts:
+    for text in THEN.split(prompt):
         tokens = words(text)
         unknown += [word for word in tokens if word != "," and word not in _KNOWN]
         if not acts or any(word in SCENE_WORDS for word in tokens):

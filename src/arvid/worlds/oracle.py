@@ -16,8 +16,9 @@ from itertools import pairwise
 import numpy as np
 
 from arvid.worlds import shapes
-from arvid.worlds.grammar import SHAPES, THING_COLOURS, Background, Event, Motion, Scene, Story, Thing, parse
+from arvid.worlds.grammar import SHAPES, THING_COLOURS, Background, Event, Scene, Story, Thing, parse
 from arvid.worlds.motion import path_of, score_motion, smoothness
+from arvid.worlds.stories import after
 from arvid.worlds.tracking import (
     STRANGE,
     THINGS,
@@ -141,22 +142,9 @@ def _acts(story: Story, total: int) -> list[_Act]:
 
 def _after(role: _Role, events: list[Event]) -> _Role:
     for event in events:
-        thing = role.thing
-        if event.kind == "vanish":
-            role = replace(role, hidden=True)
-        elif event.kind == "recolour":
-            role = replace(role, thing=replace(thing, colour=event.value))
-        elif event.kind == "reverse":
-            role = replace(role, thing=replace(thing, motion=_reversed(thing.motion)))
-        else:
-            role = replace(role, thing=replace(thing, motion=event.motion))
+        thing = after(role.thing, event)
+        role = replace(role, hidden=True) if thing is None else replace(role, thing=thing)
     return role
-
-
-def _reversed(motion: Motion) -> Motion:
-    ways = {"left": "right", "right": "left", "up": "down", "down": "up"}
-    turns = {"clockwise": "anticlockwise", "anticlockwise": "clockwise"}
-    return replace(motion, way={**ways, **turns}.get(motion.way, motion.way))
 
 
 def _pan(camera: str, since: int, length: int) -> np.ndarray:
