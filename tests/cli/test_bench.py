@@ -141,7 +141,10 @@ def test_the_card_of_a_family_is_measured(family: Path, tmp_path: Path, monkeypa
         assert row["decode_share"] == pytest.approx(share, rel=0.1)
     for found in report["online"].values():
         assert found["seconds_per_block"] > 0 and found["share"] > 0
-    assert "quality while it is made, by target:" in result.output
+    for found in report["levels"].values():
+        by_level = [score for level in "1234" for score in found[level]["scores"]]
+        assert len(by_level) == 8 and found["all"]["score"] == pytest.approx(np.mean(by_level))
+    assert "quality while it is made, by target:" in result.output and "target by level: 1 0." in result.output
     sheet = np.asarray(Image.open(tmp_path / "p.png").convert("RGB"))
     tops = [top_of(video(place, prompt, seed, 1.25)[-1], sheet) for seed, prompt in enumerate(card_prompts(2))]
     assert (tops[0] < tops[1]) == (report["target"]["scores"][0] >= report["target"]["scores"][1])

@@ -35,6 +35,8 @@ BEST = 4
 """First blocks that the target chooses among in a further row."""
 LISTENED = 4
 """Videos whose blocks are measured while they are made."""
+EVERY_LEVEL = (1, 2, 3, 4)
+"""Levels of the grammar: one thing; two; three things or an event; a new scene or a camera that pans."""
 
 
 def measure(
@@ -71,6 +73,7 @@ def measure(
         },
         **rows,
         "parameters": {name: _parameters(config) for name, config in pair.items()},
+        "levels": _by_level(pipeline, prompts, seconds),
         "online": {name: _online(pipeline, test[:LISTENED], name, seconds) for name in ("target", "draft")},
         "flops_ratio": cost["drafter"] / cost["target"],
         "score_ratio": PairedBootstrap(test).ratio(rows["drafter"]["scores"], rows["target"]["scores"]).value,
@@ -134,6 +137,23 @@ def _videos(
     }
 
 
+def _by_level(pipeline: Pipeline, prompts: int, seconds: float) -> Row:
+    """World scores of the decoded truth, the target and the drafter, level by level over `prompts` prompts of each, and
+    over all of them (`all`)."""
+    drawn = {level: draw_prompts(prompts, (level,), f"family/level {level}") for level in EVERY_LEVEL}
+    every = tuple(prompt for level in EVERY_LEVEL for prompt in drawn[level])
+    found: Row = {"truth": {str(level): _autoencoder(pipeline, drawn[level]) for level in EVERY_LEVEL}}
+    for name, router in (("target", "target"), ("drafter", "draft")):
+        found[name] = {str(level): _videos(pipeline, drawn[level], router, seconds) for level in EVERY_LEVEL}
+    return {
+        name: {
+            **{level: {key: row[key] for key in ("score", "score_ci95", "scores")} for level, row in rows.items()},
+            "all": _mean(every, [score for row in rows.values() for score in row["scores"]]),
+        }
+        for name, rows in found.items()
+    }
+
+
 class Timed:
     """A listener that measures quality, and how long that takes (see `arvid.types.Listener`)."""
 
@@ -173,12 +193,12 @@ def told(report: Row) -> list[str]:
     rows = [name for kind in kinds for name in (kind, f"{kind}_{LONG}x") if name in report]
     for name in rows:
         row = report[name]
-        low, high = row["score_ci95"] or (row["score"], row["score"])
         lines.append(
-            f"{name}: world score {row['score']:.3f} ({low:.3f} to {high:.3f}), "
+            f"{name}: world score {_interval(row)}, "
             f"{row['seconds_per_video']:.2f} s a video, "
             f"decoding {row['decode_share']:.0%} of the rest"
         )
+    lines += [f"{name} by level: {_levels(rows)}" for name, rows in report["levels"].items()]
     lines.append(
         f"drafter by target: {report['flops_ratio']:.3f} of the FLOPs, {report['score_ratio'] or 0:.2f} of the score"
     )
@@ -188,3 +208,13 @@ def told(report: Row) -> list[str]:
     ]
     lines.append(f"peak memory of the process: {report['peak_memory_bytes'] / 1e9:.2f} GB")
     return lines
+
+
+def _levels(rows: Row) -> str:
+    """World scores with intervals, level by level."""
+    return ", ".join(f"{level} {_interval(row)}" for level, row in rows.items())
+
+
+def _interval(row: Row) -> str:
+    low, high = row["score_ci95"] or (row["score"], row["score"])
+    return f"{row['score']:.3f} ({low:.3f} to {high:.3f})"
