@@ -265,6 +265,22 @@ def test_a_timeline_counts_from_where_making_begins(toy: Pipeline, router: str) 
     assert same(list(session), whole[1:])
 
 
+def test_a_cut_shows_nothing_of_what_was_before(toy: Pipeline) -> None:
+    """Its frames are those of a stream that stood on its first latent; a block that only changes its prompt goes on."""
+    decode = toy.family.decoder.decode
+    for how in ("cut", "recache"):
+        request = Request(PROMPT, 2.2, 3, "target", timeline=(Entry(1.2, "a green star on white", how),))
+        blocks = list(toy.stream(request))
+        z = blocks[2].latents_BTCHW
+        with torch.inference_mode():
+            alone, after = decode(torch.cat([z[:, :1], z], 1))
+            last, _ = decode(blocks[3].latents_BTCHW, after)
+        assert [block.opens for block in blocks] == [False, False, how == "cut", False]
+        assert blocks[2].frames_BTCHW.shape[1] == 12
+        assert torch.equal(alone[:, 1:], blocks[2].frames_BTCHW) == (how == "cut")
+        assert torch.equal(last, blocks[3].frames_BTCHW)
+
+
 def test_a_story_is_the_timeline_of_its_acts(toy: Pipeline) -> None:
     """Both changes of a story fall where a person would have put them, and the bits are those of that timeline."""
     heard = Heard()

@@ -374,12 +374,13 @@ def shift_of(card: Card) -> float:
 
 
 def describe(block: Block) -> dict[str, object]:
-    """A block as plain data for reports: index, frames, who made it, score, decision, seconds and passes."""
+    """A block as plain data for reports: what it is, who made it, score, decision, seconds and passes."""
     return {
         "block": block.move.index,
         "latent_frames": [block.move.span.start, block.move.span.stop],
         "frames": block.frames_BTCHW.shape[1],
         "source": block.source,
+        "opens": block.opens,
         "score": block.verdict.score,
         "frames_scored": block.verdict.frames_scored,
         "seconds": {name: round(value, 5) for name, value in block.seconds.items()},

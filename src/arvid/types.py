@@ -305,7 +305,7 @@ class BlockReward(Protocol):
 class Proposal:
     """A candidate for a block: the clean latents, the latents at every level of the walk (trajectory[i] is at
     sigmas[i]), who made it, how many passes it took, and the memory of its last pass at level `memory_sigma`. One that
-    was sent back carries the `verdict` that says so."""
+    was sent back carries the `verdict` that says so; one that `opens` a scene has nothing of what was before in it."""
 
     block_BTCHW: Tensor
     trajectory: tuple[Tensor, ...] = ()
@@ -314,6 +314,7 @@ class Proposal:
     memory: Memory = ()
     memory_sigma: float = 0.0
     verdict: Verdict | None = None
+    opens: bool = False
 
 
 @dataclass(frozen=True)
@@ -329,7 +330,7 @@ class Verdict:
 @dataclass(frozen=True, eq=False)
 class Block:
     """A finished block as it leaves the loop. `seconds` holds wall-clock per stage (draft, score, target, decode,
-    commit) and `passes` model passes by name (drafter, target, target_commit, ...)."""
+    commit) and `passes` model passes by name (drafter, target, target_commit, ...); `opens`: it begins a new scene."""
 
     move: Move
     latents_BTCHW: Tensor
@@ -338,6 +339,7 @@ class Block:
     verdict: Verdict
     seconds: dict[str, float] = field(default_factory=dict)
     passes: dict[str, int] = field(default_factory=dict)
+    opens: bool = False
 
 
 class Proposer(Protocol):

@@ -148,7 +148,7 @@ def _report(pipeline: Pipeline, job: Job, recorder: Recorder, log: Log) -> None:
     if not job.places.report:
         return
     told = {
-        **({"changes": log.named("changed")} if job.request.timeline else {}),
+        **({"changes": changes} if (changes := log.named("changed")) else {}),
         **({"guard": log.named("guard")} if log.named("guard") else {}),
         **({"start": job.start.path} if job.start else {}),
     }

@@ -89,6 +89,15 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - begin
 
 
+def shown(decoder: Decoder, z_BTCHW: Tensor, state: DecoderState | None, opens: bool) -> tuple[Tensor, DecoderState]:
+    """Frames of the next latents of a stream, and its state after them. A block that `opens` a scene is decoded behind
+    its own first latent, as if that had stood there all along: a decoder that looks back would show what it was made
+    without."""
+    if opens and state is not None:
+        _, state = decoder.decode(z_BTCHW[:, :1])
+    return decoder.decode(z_BTCHW, state)
+
+
 class Stage:
     """Decodes, times and announces the blocks of one rollout; `done` carries a block's frames."""
 
@@ -111,7 +120,7 @@ class Stage:
     def _decode(self, proposal: Proposal) -> tuple[Tensor, DecoderState]:
         if self._decoded is None or self._decoded[0] is not proposal:
             with self._clock.measure("decode"):
-                frames, state = self._decoder.decode(proposal.block_BTCHW, self.state)
+                frames, state = shown(self._decoder, proposal.block_BTCHW, self.state, proposal.opens)
             self._decoded = (proposal, frames, state)
         return self._decoded[1], self._decoded[2]
 
@@ -130,7 +139,7 @@ class Stage:
             verdict = replace(verdict, score=self._rejection.score, frames_scored=self._rejection.frames_scored)
         block = Block(
             move, proposal.block_BTCHW, frames, proposal.source, verdict,
-            dict(self._clock.seconds), dict(self._clock.passes),
+            dict(self._clock.seconds), dict(self._clock.passes), proposal.opens,
         )  # fmt: skip
         told = {"block": move.index, "source": proposal.source, "score": verdict.score, "frames_BTCHW": frames}
         self._tell("done", told)

@@ -81,12 +81,14 @@ class Steered:
     def propose(self, move: Move, condition: Condition, noise: Noise, rejected: Proposal | None = None) -> Proposal:
         """What was given, else what the hands make of it."""
         if rejected is not None:
-            return self._hands.routed.propose(move, condition, noise, rejected)
-        opens = self._prepare(move, condition, noise)
+            again = self._hands.routed.propose(move, condition, noise, rejected)
+            return replace(again, opens=rejected.opens)
+        alone, cut = self._prepare(move, condition, noise)
         if self.given is not None and move.span.stop <= self.given.shape[1]:
             return Proposal(self.given[:, move.span.start : move.span.stop], source=GIVEN)
-        opens |= self.given is not None and move.span.start == self.given.shape[1]
-        return (self._hands.alone if opens else self._hands.routed).propose(move, condition, noise)
+        alone |= self.given is not None and move.span.start == self.given.shape[1]
+        made = (self._hands.alone if alone else self._hands.routed).propose(move, condition, noise)
+        return replace(made, opens=cut)
 
     def commit(self, move: Move, proposal: Proposal, condition: Condition) -> None:
         """Tell the walkers, and keep the block as long as it may have to be run again."""
@@ -113,21 +115,21 @@ class Steered:
         for walker, held in zip(self._hands.walkers, walkers, strict=True):
             walker.restore(held)
 
-    def _prepare(self, move: Move, condition: Condition, noise: Noise) -> bool:
-        """Carry out what changes at this boundary. True when the block is to be the target's: it was ordered, or it
-        opens a scene, as a router's first block opens a video."""
-        opens = False
+    def _prepare(self, move: Move, condition: Condition, noise: Noise) -> tuple[bool, bool]:
+        """Carry out what changes at this boundary. Whether the block is to be the target's: it was ordered, or it opens
+        a scene, as a router's first block opens a video; and whether it does."""
+        alone, cut = False, False
         change = self._director.begins(move.span.start)
         if change is not None or not self._named:
             self._name(move.span.start)
         if change is not None:
-            opens = change.how == CUT
+            alone = cut = change.how == CUT
             self._apply(change, move, condition, noise)
             told = {"block": move.index, "prompt": change.prompt, "how": change.how, "live": change.live}
             self._tell("changed", told)
         orders, self._orders = self._orders, ()
         for name, wanted in orders:
-            opens |= name == TARGET_NEXT
+            alone |= name == TARGET_NEXT
             if name == ANCHOR and wanted is not None:
                 self._tail = tuple((kept, _with(z, wanted)) for kept, z in self._tail)
             if name in (REFRESH, ANCHOR):
@@ -135,7 +137,7 @@ class Steered:
         for walker in self._hands.walkers:
             if 0 < self._hands.waits < sum(len(kept.span) for kept, _, _ in walker.pending):
                 walker.catch_up(noise)
-        return opens
+        return alone, cut
 
     def _name(self, frame: int) -> None:
         """Tell the pasts whom each prompt so far has named; they do not keep it in their snapshots."""

@@ -34,6 +34,7 @@ from torch import Tensor
 from arvid.pipeline import Family, Pipeline, Request, describe
 from arvid.rollout import state
 from arvid.rollout.session import Session
+from arvid.rollout.stage import shown
 from arvid.rollout.state import LatentsFile, Snapshot
 from arvid.rollout.steered import GIVEN
 from arvid.serve.pictures import draw
@@ -233,7 +234,7 @@ class Making:
             for row in self.rows:
                 begin, end = row["latent_frames"]
                 with torch.inference_mode():
-                    frames, past = decoder.decode(latents[:, begin:end], past)
+                    frames, past = shown(decoder, latents[:, begin:end], past, bool(row.get("opens")))
                 if not (clip and row["source"] == GIVEN):
                     writer.append(frames[0])
                 yield None
