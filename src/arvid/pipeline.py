@@ -25,10 +25,8 @@ from arvid.models.placement import Placement, bare
 from arvid.models.tae import SPACE_STRIDE, TIME_STRIDE
 from arvid.models.text import TextEncoder
 from arvid.models.wan.transformer import CausalWan
-from arvid.rewards.block import BlockJudge
 from arvid.rewards.frame import FrameReward
-from arvid.rewards.latent import LatentJudge
-from arvid.rewards.reading import ReadingJudge
+from arvid.rewards.judges import judges_of
 from arvid.rollout.flow import FlowWalker
 from arvid.rollout.guard import GUARDS, Guard, Off
 from arvid.rollout.judging import Routing, chooser
@@ -51,10 +49,6 @@ from arvid.types import Act, Block, BlockReward, Decoder, Denoiser, Listener, Pl
 from arvid.worlds import stories
 
 EMBEDDED = Path(__file__).parent / "weights" / "embedded"
-JUDGES: dict[str, type[LatentJudge | BlockJudge | ReadingJudge]] = {
-    "latent": LatentJudge, "block": BlockJudge, "reading": ReadingJudge,
-}  # fmt: skip
-"""Judges of whole blocks, by the name that a router gives them; NAME lies in a family's folder `NAME_judge`."""
 """The family that ships with the package."""
 POSITIONS_AS_TRAINED = "absolute"
 WAITING = 4
@@ -143,7 +137,7 @@ class Result:
 
 
 def load(directory: Path | str = EMBEDDED, device: str = "cpu") -> Family:
-    """A family from its directory, with the judges of blocks that lie in its folders (see JUDGES).
+    """A family from its directory, with the judges of blocks that lie in its folders (see `rewards.judges`).
     Raises ValueError for missing, damaged or foreign files, and a device that is not there."""
     directory, where = Path(directory), Placement(device).home
     card = read_card(directory)
@@ -152,14 +146,9 @@ def load(directory: Path | str = EMBEDDED, device: str = "cpu") -> Family:
     reward = FrameReward.load(directory / "reward", text.encode).to(where) if "reward" in card.parts else None
     return Family(
         card, load_transformer(directory, card, "target", where), drafter,
-        load_autoencoder(directory, card, where), text, reward, where, _judges(directory, where),
+        load_autoencoder(directory, card, where), text, reward, where, judges_of(directory, reward, where),
         stories.acts if card.world == "shapes" else whole,
     )  # fmt: skip
-
-
-def _judges(directory: Path, device: torch.device) -> dict[str, BlockReward]:
-    there = {name: kind for name, kind in JUDGES.items() if (directory / f"{name}_judge").is_dir()}
-    return {name: kind.load(directory / f"{name}_judge").to(device) for name, kind in there.items()}
 
 
 class Pipeline:

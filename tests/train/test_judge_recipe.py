@@ -13,11 +13,15 @@ from torch import nn
 
 from arvid.models.tae import TinyAutoencoder
 from arvid.models.wan.transformer import CausalWan, WanConfig
+from arvid.pipeline import load
 from arvid.recipes import distill, embedded
 from arvid.recipes import judges as recipe
 from arvid.recipes.judges import STAGES, Pool, Sizes, Varied, ranks
 from arvid.rewards.block import BlockJudge
-from arvid.rewards.latent import LatentJudge
+from arvid.rewards.jury import Jury
+from arvid.rewards.latent import LatentJudge, LatentJudgeConfig
+from arvid.rewards.reading import ReadingJudge, ReadingJudgeConfig
+from arvid.train.asking import meaning
 from arvid.train.judges import DRAFTED, RIVALS, Marked
 from arvid.types import Candidate, Condition
 from oracles import toy_family
@@ -64,6 +68,23 @@ def test_each_judge_is_left_where_a_family_finds_it(runs: Path) -> None:
     ):
         assert next(loaded.parameters()).dtype == torch.bfloat16
         assert 0 < float(loaded.score_block(candidate)) < 1
+
+
+def test_a_jury_is_weighed_on_the_drafts_of_a_whole_family(tmp_path: Path) -> None:
+    family = toy_family.write(tmp_path / "family")
+    with pytest.raises(ValueError, match="lacks the frame reward, the latent or the reading judge"):
+        STAGES["jury"](tmp_path, SIZES, print)
+    LatentJudge(LatentJudgeConfig(text_width=16, width=12, blocks=1, heads=2)).save(family / "latent_judge")
+    config = ReadingJudgeConfig(width=16, blocks=1, text_width=16, meaning=meaning())
+    ReadingJudge(config).save(family / "reading_judge")
+    rows: list[dict[str, float]] = []
+    STAGES["jury"](tmp_path, replace(SIZES, jury_prompts=5), rows.append)
+    assert [row.get("prompts") for row in rows[:5]] == [1, 2, 3, 4, 5]
+    assert 0 <= rows[-1]["held_auc"] <= 1
+    (tmp_path / "jury_judge" / "model").rename(family / "jury_judge")
+    loaded = load(family).judges["jury"]
+    assert isinstance(loaded, Jury)
+    assert torch.isfinite(loaded.weigh.weight).all()
 
 
 def test_clips_that_are_kept_apart_are_never_learned_from(runs: Path) -> None:

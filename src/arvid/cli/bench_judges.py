@@ -69,7 +69,7 @@ def _lent(family: Family, directories: dict[str, Path | None]) -> Family:
     """A family with judges of blocks that it lacks, by their names, from their directories."""
     from dataclasses import replace
 
-    from arvid.pipeline import JUDGES
+    from arvid.rewards.judges import JUDGES
 
     lent = {name: JUDGES[name].load(path).to(family.device) for name, path in directories.items() if path}
     return replace(family, judges={**family.judges, **lent})

@@ -218,13 +218,23 @@ def judged(
 # ---------------------------------------------------------------- one run
 
 
+@dataclass(frozen=True, eq=False)
+class Marked:
+    """A draft, and the oracle's marks of it and of the target's own block after the same past."""
+
+    draft: Draft
+    label: float
+    own: float
+
+
 @torch.inference_mode()
-def drafted(pipeline: Pipeline, asked: Asked, prompt: str, seed: int) -> Iterator[Drafted]:
-    """The drafted blocks of one prompt, judged by all judges and by the oracle."""
+def marked(pipeline: Pipeline, asked: Asked, prompt: str, seed: int) -> Iterator[Marked]:
+    """The drafted blocks of one prompt, as the oracle marks them. Raises ValueError for a family without a drafter."""
     family, request = pipeline.family, Request(prompt, asked.seconds, seed, TARGET)
+    if family.drafter is None:
+        raise ValueError(f"family {family.card.name!r} has no drafter; there are no drafts to judge")
     _, plan = pipeline.check(request)
     stage = Stage(family.decoder, Clock())
-    assert family.drafter is not None
     walkers = _walker("target", family.target, family), _walker("drafter", family.drafter, family)
     beside = Beside(family, *walkers, asked, stage, pipeline.latent_shape)
     director = Director(
@@ -233,15 +243,22 @@ def drafted(pipeline: Pipeline, asked: Asked, prompt: str, seed: int) -> Iterato
     judge = Routing(Target(), None, Clock())
     own = [to_bytes(b.frames_BTCHW[0]) for b in rollout(plan, beside, judge, director, SeededNoise(seed), stage)]
     total, start = sum(map(len, own)), len(own[0])
-    names = asking(family, asked.levels, seed)
     for draft, frames in zip(beside.drafts, own[1:], strict=True):
-        scores, seconds = judged(draft, names, family.device)
         shown = to_bytes(draft.candidate.frames()[0])
-        yield Drafted(
-            prompt, draft.move.index, oracle.judge(shown, prompt, start, total).score,
-            oracle.judge(frames, prompt, start, total).score, scores, seconds, draft.seconds["decode"],
-        )  # fmt: skip
+        label, best = (oracle.judge(film, prompt, start, total).score for film in (shown, frames))
+        yield Marked(draft, label, best)
         start += len(frames)
+
+
+@torch.inference_mode()
+def drafted(pipeline: Pipeline, asked: Asked, prompt: str, seed: int) -> Iterator[Drafted]:
+    """The drafted blocks of one prompt, judged by all judges and by the oracle."""
+    family = pipeline.family
+    names = asking(family, asked.levels, seed)
+    for found in marked(pipeline, asked, prompt, seed):
+        scores, seconds = judged(found.draft, names, family.device)
+        block, decode = found.draft.move.index, found.draft.seconds["decode"]
+        yield Drafted(prompt, block, found.label, found.own, scores, seconds, decode)
 
 
 def _walker(name: str, denoiser: Denoiser, family: Family) -> FlowWalker:
@@ -254,8 +271,6 @@ def run(pipeline: Pipeline, asked: Asked) -> Row:
     """The report; of the prompts that were finished, when it was interrupted. Raises ValueError for a family without a
     drafter."""
     family = pipeline.family
-    if family.drafter is None:
-        raise ValueError(f"family {family.card.name!r} has no drafter; there are no drafts to judge")
     prompts = draw_prompts(asked.prompts, asked.grammar, "judges")
     drafts: list[Drafted] = []
     interrupted = False

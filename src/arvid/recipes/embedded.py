@@ -27,10 +27,10 @@ from arvid.models.tae import TIME_STRIDE, TAEConfig, TinyAutoencoder
 from arvid.models.text import TextEncoder
 from arvid.models.wan.presets import EMBEDDED_DRAFTER, EMBEDDED_TARGET
 from arvid.models.wan.transformer import WanConfig
-from arvid.pipeline import JUDGES
 from arvid.recipes.transformers import Encoded, begun, flow_settings, keep
 from arvid.recipes.world import BLOCK, PIXEL_FRAMES, changing, clips, labelled_clips, labels, scene, to_pixels
 from arvid.rewards.frame import FrameReward
+from arvid.rewards.judges import JUDGES, JURY
 from arvid.train.asking import classes
 from arvid.train.autoencoder import Decoding, EncodedClips, LabelledClips, Probe, Reconstruction, psnr
 from arvid.train.drafting import DraftForcing
@@ -328,7 +328,7 @@ def pack(runs: Path, sizes: Sizes, report: Report) -> None:
     for part in ("target", "drafter"):
         fed = runs / f"{part}-feedback" / "model.safetensors"
         shutil.copyfile(fed if fed.is_file() else runs / part / "model.safetensors", out / f"{part}.safetensors")
-    for name in ("reward", *(f"{judge}_judge" for judge in JUDGES)):
+    for name in ("reward", *(f"{judge}_judge" for judge in (*JUDGES, JURY))):
         if (runs / name / "model").is_dir():
             shutil.copytree(runs / name / "model", out / name, dirs_exist_ok=True)
     judged = (out / "latent_judge").is_dir() or (out / "reading_judge").is_dir()

@@ -249,6 +249,14 @@ class ReadingJudge(nn.Module):
 
         Raises ValueError for latents of another number of channels.
         """
+        return (-distance(self.terms(candidate), MARKS)).exp()
+
+    @torch.no_grad()
+    def terms(self, candidate: Candidate) -> dict[str, Tensor]:
+        """The terms [B] of the distance of blocks from what they were asked to show (see `Asking`).
+
+        Raises ValueError for latents of another number of channels.
+        """
         block = candidate.block_BTCHW
         if block.ndim != 5 or block.shape[2] != self.config.channels:
             raise ValueError(
@@ -259,7 +267,7 @@ class ReadingJudge(nn.Module):
         film = torch.cat([film[:, :1]] * (self.config.frames - film.shape[1]) + [film], 1)
         where = self.cells.stem.weight.device
         asked = self.scenes.read(candidate.condition.text_BLD.to(where), self.config.meaning)
-        return (-distance(self.asking(film.to(where), asked), MARKS)).exp()
+        return self.asking(film.to(where), asked)
 
     def save(self, directory: Path) -> None:
         """Write model.safetensors and config.json."""

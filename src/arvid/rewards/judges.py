@@ -1,0 +1,37 @@
+"""The judges of whole blocks that a family brings, by the names that routers give them.
+
+Knows: names, folders, which judge hears others. Does not know: what any of them does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from arvid.rewards.block import BlockJudge
+from arvid.rewards.jury import Jury
+from arvid.rewards.latent import LatentJudge
+from arvid.rewards.reading import ReadingJudge
+from arvid.types import BlockReward, Reward
+
+JUDGES: dict[str, type[LatentJudge | BlockJudge | ReadingJudge]] = {
+    "latent": LatentJudge, "block": BlockJudge, "reading": ReadingJudge,
+}  # fmt: skip
+"""Judges on their own; NAME lies in a family's folder `NAME_judge`."""
+JURY = "jury"
+"""Who hears some of them, in `jury_judge`."""
+
+
+def judges_of(directory: Path, reward: Reward | None, device: torch.device) -> dict[str, BlockReward]:
+    """The judges in the folders of a family. Raises ValueError for damaged ones, and a jury without its witnesses."""
+    found: dict[str, BlockReward] = {
+        name: kind.load(directory / f"{name}_judge").to(device)
+        for name, kind in JUDGES.items() if (directory / f"{name}_judge").is_dir()
+    }  # fmt: skip
+    place = directory / f"{JURY}_judge"
+    if place.is_dir():
+        if reward is None:
+            raise ValueError(f"the jury in {place} hears the frame reward, the family lacks it; remove one")
+        found[JURY] = Jury.load(place, reward, found).to(device)
+    return found
