@@ -39,10 +39,10 @@ def weigh(evidence_NF: Tensor, mark_N: Tensor, pull: float = PULL) -> tuple[Tens
         search.zero_grad()
         far = F.binary_cross_entropy_with_logits(x_NF @ weight[:-1] + weight[-1], marks)
         total = far + pull * weight[:-1].square().sum()
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         return total
 
-    search.step(loss)  # type: ignore[no-untyped-call]
+    search.step(loss)
     found = weight.detach().float()
     own_F = found[:-1] / spread_F
     return own_F, found[-1] - (own_F * mean_F).sum()
