@@ -105,13 +105,39 @@ def test_claims_name_the_row_that_shows_them() -> None:
     rng = np.random.default_rng(0)
     base = {"target": (1.0, 0.8), "target:steps=2": (1.9, 0.7), "first": (2.2, 0.6), "draft": (5.0, 0.99)}
     all_met = table(rng, **base, **{"refine:levels=0.8": (2.5, 0.79)})
-    assert reached(all_met) == [True] * 7
-    assert {claim["policy"] for claim in summary.claims(all_met)} == {"refine:levels=0.8"}
+    assert reached(all_met) == [True] * 7 + [False]
+    assert {claim["policy"] for claim in summary.claims(all_met)[:7]} == {"refine:levels=0.8"}
     slow = table(rng, **base, **{"refine:levels=0.8": (2.0, 0.79)})
-    assert reached(slow) == [True, False, True, False, True, True, False]
+    assert reached(slow) == [True, False, True, False, True, True, False, False]
     poor = table(rng, **base, **{"refine:levels=0.8": (2.5, 0.5)})
-    assert reached(poor) == [False] * 7
-    assert all(claim["policy"] == "refine:levels=0.8" for claim in summary.claims(poor))
+    assert reached(poor) == [False] * 8
+    assert all(claim["policy"] == "refine:levels=0.8" for claim in summary.claims(poor)[:7])
+
+
+def kept(policy: str, shares: tuple[int, ...], scores: tuple[float, ...]) -> list[Video]:
+    """Videos of four blocks, of which so many stayed drafts."""
+    return [
+        video(policy, f"p{number}", score, 10.0, tuple(
+            draft_block(1, None) if index < share else target_block(1) for index in range(4)
+        ))
+        for number, (share, score) in enumerate(zip(shares, scores, strict=True))
+    ]  # fmt: skip
+
+
+def test_chance_is_the_line_between_the_random_rows_around() -> None:
+    """A quarter kept scores .8 and three quarters .4, so a half would have scored .6 in every video."""
+    videos = [
+        *kept("target", (0, 0, 0), (0.9, 0.9, 0.9)), *kept("random:p=0.7", (3, 3, 3), (0.3, 0.4, 0.5)),
+        *kept("random:p=0.3", (1, 1, 1), (0.7, 0.8, 0.9)), *kept("reward:tau=0.5", (2, 2, 2), (0.6, 0.7, 0.8)),
+        *kept("first", (4, 4, 4), (0.2, 0.2, 0.2)),
+    ]  # fmt: skip
+    rows = {row["policy"]: row for row in summary.rows(videos)}
+    assert rows["reward:tau=0.5"]["diff_to_random"] == pytest.approx(0.1)
+    assert rows["reward:tau=0.5"]["diff_to_random_ci95"] == pytest.approx([0.1, 0.1])
+    assert rows["first"]["diff_to_random"] is None, "as many were never kept by chance"
+    assert rows["random:p=0.3"]["diff_to_random"] is None
+    assert summary.claims(list(rows.values()))[-1]["policy"] == "reward:tau=0.5"
+    assert summary.claims(list(rows.values()))[-1]["reached"]
 
 
 def test_a_faster_cheaper_target_that_scores_as_much_denies_the_claim() -> None:
@@ -123,7 +149,7 @@ def test_a_faster_cheaper_target_that_scores_as_much_denies_the_claim() -> None:
 
 def test_baselines_alone_reach_nothing() -> None:
     found = table(np.random.default_rng(0), target=(1.0, 0.8), first=(3.0, 0.8), draft=(5.0, 0.8))
-    assert reached(found) == [False] * 7
+    assert reached(found) == [False] * 8
     assert all(claim["policy"] is None for claim in summary.claims(found))
 
 

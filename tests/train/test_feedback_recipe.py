@@ -17,8 +17,9 @@ from arvid.recipes import distill, embedded, feedback, judges, reading_judge, tr
 from arvid.recipes.feedback import STAGES, Shown, Sizes
 from arvid.recipes.reading_judge import Blocks
 from arvid.rewards.reading import ReadingJudge, ReadingJudgeConfig
-from arvid.train.asking import meaning
+from arvid.train.asking import classes, meaning
 from arvid.train.text import vocabulary
+from arvid.worlds.grammar import THING_COLOURS, parse
 
 TINY = WanConfig(16, 32, 2, 1, 8, 5, 16, 16, 16)
 SIZES = Sizes(2, 2, firsts=2, batch=1)
@@ -40,7 +41,8 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "decoder").mkdir()
     save_file(TinyAutoencoder().state_dict(), tmp_path / "decoder" / "vae.safetensors")
     (tmp_path / "latents").mkdir()
-    part = {"changed_from": torch.tensor([3, 6])}
+    scenes = [parse(f"a {colour} star moves left on black").scene for colour in THING_COLOURS[:6]]
+    part = {"changed_from": torch.tensor([3, 6]), "first_things": classes(scenes)}
     for kind, count, frames in (("latents", 6, 21), ("first", 6, 3), ("changed", 2, 21)):
         part[kind] = torch.randn(count, frames, 16, *CELLS).half()
         part[f"{kind}_classes"] = torch.randint(0, 4, (count, frames, *CELLS, 3), dtype=torch.uint8)
@@ -109,6 +111,9 @@ def test_prompts_apart_are_never_shown(runs: Path) -> None:
     texts = [shown(step).text_NSD for step in range(40)]
     apart = shown.text[-2:].float()
     assert not any(torch.equal(row, held) for text in texts for row in text for held in apart)
+    step = shown(3)
+    for text, colour in zip(step.text_NSD, step.asked.classes_NKJ[:, 0, 2], strict=True):
+        assert torch.equal(text, shown.text[int(colour) - 1].float()), "each is asked for what its own text tells"
     assert torch.equal(shown(7).text_NSD, texts[7])
 
 
@@ -117,14 +122,14 @@ def test_blocks_are_cut_with_their_labels(runs: Path, monkeypatch: pytest.Monkey
     blocks = Blocks(runs, batch=5)
     for step in range(4):
         made, rows = blocks(step), blocks.rows[step % 2]
-        for z, classes in zip(made.z_NTCHW, made.told.classes_BTYXK, strict=True):
+        for z, seen in zip(made.z_NTCHW, made.told.classes_BTYXK, strict=True):
             places = [
                 (clip, start)
                 for clip in range(len(rows[0])) for start in range(rows[0].shape[1] - 2)
                 if torch.equal(rows[0][clip, start : start + 3].float(), z)
             ]  # fmt: skip
             ((clip, start),) = places
-            assert torch.equal(rows[1][clip, start : start + 3], classes)
+            assert torch.equal(rows[1][clip, start : start + 3], seen)
         assert made.moving_NT[:, 0].all() == bool(step % 2), "a film's first frame has no velocity"
 
 

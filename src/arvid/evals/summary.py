@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ KEPT = frozenset({DRAFT, "verified"})
 """Sources of a block that is a draft, or the target's view of one that was good enough."""
 BARS = ((1.9, 0.98), (2.4, 0.957))
 """(speed-up, retention) that one policy shall reach together."""
-BASELINES = frozenset({TARGET, DRAFT, FIRST, "random"})
+RANDOM = "random"
+BASELINES = frozenset({TARGET, DRAFT, FIRST, RANDOM})
 """Routers whose rows cannot show that a bar is reached: they neither judge nor mend nor plan."""
 
 Row = dict[str, Any]
@@ -136,6 +138,27 @@ def _compare(row: Row, found: list[Row], made: ByPolicy, bootstrap: PairedBootst
     to_rival = bootstrap.difference(own, scores[rival]) if rival else Interval(None)
     row["diff_to_first"], row["diff_to_first_ci95"] = _short(to_first.value), to_first.ci95
     row["rival"], row["rival_diff"], row["rival_diff_ci95"] = rival, _short(to_rival.value), to_rival.ci95
+    chance = _chance(row, found, scores)
+    to_chance = Interval(None) if chance is None else bootstrap.difference(own, chance)
+    row["diff_to_random"], row["diff_to_random_ci95"] = _short(to_chance.value), to_chance.ci95
+
+
+def _chance(row: Row, found: list[Row], scores: dict[str, list[float]]) -> list[float] | None:
+    """What drafts kept by chance would have scored, video by video, if as many were kept as by a row: on the line
+    between the two random rows that keep a little less and a little more. None where there are none."""
+    known = sorted(
+        (other["accept_rate"], other["policy"]) for other in found
+        if router_of(other["policy"]) == RANDOM and other["accept_rate"] is not None
+    )  # fmt: skip
+    share = row["accept_rate"]
+    if share is None or router_of(row["policy"]) == RANDOM:
+        return None
+    for (low, fewer), (high, more) in pairwise(known):
+        if low <= share <= high and high > low:
+            weight = (share - low) / (high - low)
+            pairs = zip(scores[fewer], scores[more], strict=True)
+            return [(1 - weight) * less + weight * further for less, further in pairs]
+    return None
 
 
 # ---------------------------------------------------------------- what the rows say
@@ -157,7 +180,7 @@ def _bar_claim(ours: list[Row], speed: float, kept: float) -> Row:
 
 
 def _better_claims(found: Sequence[Row], ours: list[Row]) -> list[Row]:
-    """Better than `first`, than cheaper targets, than both; "at its speed" means equally fast or faster."""
+    """Better than `first`, than chance, than cheaper targets; "at its speed" means equally fast or faster."""
     first = next((row for row in found if row["policy"] == FIRST), None)
 
     def above_first(row: Row) -> bool:
@@ -179,6 +202,8 @@ def _better_claims(found: Sequence[Row], ours: list[Row]) -> list[Row]:
          to_rival, lambda row: above_first(row) and above_rival(row)),
         ("better than first and than the target with fewer steps, both at their speed, beyond the intervals",
          to_rival, lambda row: above_first(row) and above_rival(row) and as_fast_as_first(row)),
+        ("better than random at equal acceptance, beyond its interval", "diff_to_random",
+         lambda row: row["diff_to_random_ci95"] is not None and row["diff_to_random_ci95"][0] > 0),
     ]  # fmt: skip
     result = []
     for text, column, test in tests:
@@ -203,7 +228,16 @@ def _beats_rivals(row: Row, found: Sequence[Row]) -> bool:
 
 def _claim(text: str, reached: bool, row: Row | None) -> Row:
     """A claim with the numbers of the row it rests on."""
-    keys = ("policy", "speedup", "retention", "retention_ci95", "diff_to_first_ci95", "rival", "rival_diff_ci95")
+    keys = (
+        "policy",
+        "speedup",
+        "retention",
+        "retention_ci95",
+        "diff_to_first_ci95",
+        "diff_to_random_ci95",
+        "rival",
+        "rival_diff_ci95",
+    )
     return {"claim": text, "reached": reached, **{key: row[key] if row else None for key in keys}}
 
 

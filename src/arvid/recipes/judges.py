@@ -59,6 +59,8 @@ KINDS = (DRAFTED,) * (len(RIVALS) - 2) + RIVALS
 """Half of the rivals are drafts: they are what is judged later, and the hardest to tell."""
 JURY_FROM, SECONDS, GOOD = 3000000, 5.0, 0.5
 """Number of the first prompt a jury is weighed on, seconds of its videos, and the mark from which a block is good."""
+JURY_STEPS = (1, 0)
+"""Passes of its drafts, in turn; 0: the family's own."""
 APART, HELD_BATCHES = 0.05, 4
 """Share of the clips that nothing is learned from, and batches of them that are marked."""
 
@@ -135,9 +137,10 @@ def jury(runs: Path, sizes: Sizes, report: Report) -> None:
         raise ValueError(
             f"{runs / 'family'} lacks the frame reward, the latent or the reading judge; train and pack them"
         )
-    hearing, asked = Jury(family.reward, latent, reads), Asked(1, (1,), SECONDS, 1, (), GOOD)
+    hearing = Jury(family.reward, latent, reads)
     evidence, marks = [], []
     for number in range(sizes.jury_prompts):
+        asked = Asked(1, (1,), SECONDS, JURY_STEPS[number % len(JURY_STEPS)], (), GOOD)
         for found in marked(pipeline, asked, scene(JURY_FROM + number).told, number):
             evidence.append(hearing.evidence(found.draft.candidate)[0])
             marks.append((number, found.label))
