@@ -170,10 +170,12 @@ def doubts(family: Family, prompt: str) -> str:
 
 
 def _unread(family: Family, prompt: str) -> str:
-    """That a prompt is longer than the text encoder reads; empty when it is not."""
+    """That a prompt, or an act of the story it tells, is longer than the text encoder reads; empty when it is not."""
     if not isinstance(family.text, TextEncoder):
         return ""
-    count, most = len(family.text.tokenizer(prompt, truncation=False)["input_ids"]), family.text.length
+    read = family.text.tokenizer
+    count = max(len(read(act.prompt, truncation=False)["input_ids"]) for act in family.acts(prompt))
+    most = family.text.length
     return (
         f"the prompt has {count} tokens, {family.card.name} reads {most}; what follows is lost" if count > most else ""
     )

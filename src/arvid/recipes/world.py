@@ -27,8 +27,6 @@ PIXEL_FRAMES, BLOCK = 81, 3
 LEVELS = (1, 2, 2, 3, 3, 4, 4)
 """Levels of the grammar the pair is trained on; only half of the third and of the fourth is one scene (see `scene`), so
 one fifth is one thing, two fifths are two things, one fifth is three and one a camera that pans."""
-
-
 EVENTFUL = (3, 3, 4)
 """Levels that clips whose prompt changes are drawn from: two thirds events, one third new scenes."""
 

@@ -44,7 +44,7 @@ class JuryConfig:
 
 class Jury(nn.Module):
     """Scores blocks (see `arvid.types.BlockReward`) by a logistic of the evidence of its witnesses, which are no part
-    of its weights."""
+    of its weights. `lookback` is one because it looks at pixels; the frame before the block says nothing to it."""
 
     lookback = 1
 
