@@ -11,6 +11,7 @@ from torch import Tensor
 from arvid.pipeline import Pipeline, Request
 from arvid.rollout.judging import chooser
 from arvid.rollout.stage import Clock
+from arvid.rollout.timeline import Entry
 from arvid.samplers.noise import CANDIDATE, Antiphase, SeededNoise
 from arvid.types import Candidate, Condition
 from rollout.rig import BLOCK, BLOCKS, CONDITION, SHAPE, STEPS_EACH, Run, run, same
@@ -127,6 +128,16 @@ def test_an_early_look_needs_something_to_look_at() -> None:
 def test_a_choice_needs_somebody_who_chooses() -> None:
     with pytest.raises(ValueError, match="first_best=3 needs a judge of blocks that reads latents"):
         Run("target:first_best=3")
+
+
+@pytest.mark.parametrize(("how", "passes"), [("cut", 12), ("recache", 4)])
+@pytest.mark.parametrize("router", ["target:first_best=3", "first:first_best=3", "draft:first_best=3"])
+def test_a_block_that_opens_a_scene_is_chosen_too(how: str, passes: int, router: str) -> None:
+    """Three candidates at block 0 and behind a cut; a new prompt in a scene that goes on is one walk."""
+    request = Request("a red circle rests", 2.2, 3, router, timeline=(Entry(1.2, "a green star rests on white", how),))
+    made = list(Pipeline.embedded().stream(request))
+    first, before, changed = (block.passes.get("target", 0) + block.passes.get("drafter", 0) for block in made[:3])
+    assert (first, before, changed) == (12, 4, passes)
 
 
 def test_the_shipped_judges_choose_a_first_block() -> None:

@@ -75,8 +75,10 @@ class Speculator:
     def _made(
         self, walker: FlowWalker, source: str, move: Move, sigmas: tuple[float, ...], condition: Condition, noise: Noise
     ) -> Proposal:
-        """A move from its initial noise; of block 0 as many as the router asks for, and the best of them."""
-        count = self._spec.first_best if move.index == 0 else 1
+        """A move from its initial noise; of a block that sees nothing before it as many as the router asks for, and the
+        best of them."""
+        chooses = self._spec.first_best > 1 and len(self._parts(move, noise)) == 1 and walker.blank(move.span)
+        count = self._spec.first_best if chooses else 1
         with self._clock.measure(source):
             x_BTCHW = self._initial(move, condition, noise)
             if count == 1 or self._choose is None:
