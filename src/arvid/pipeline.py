@@ -321,8 +321,9 @@ class Pipeline:
         drafter = self._walker("drafter", family.drafter, request, clock) if family.drafter else None
         choose = chooser(family.judges, clock)
         common = target, drafter, shape, clock, request.seed, shift_of(family.card), choose, family.card.block
-        choice = {"first_best": router.first_best, "first_look": router.first_look}
-        always = Target(commit=router.commit, level=router.commit_level, **choice)
+        always = Target(
+            commit=router.commit, level=router.commit_level, first_best=router.first_best, first_look=router.first_look
+        )
         routed = Speculator(router, *common)
         alone = routed if isinstance(router, Draft) else Speculator(always, *common)
         policy = spec.build(request.past or family.card.past, POLICIES, "past")
