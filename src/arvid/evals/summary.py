@@ -17,12 +17,11 @@ import numpy as np
 from arvid.evals.speculation import TARGET, BlockRun, Video, option_of, router_of
 from arvid.evals.statistics import Interval, PairedBootstrap
 
-DRAFT, FIRST = "draft", "first"
+DRAFT, FIRST, RANDOM = "draft", "first", "random"
 KEPT = frozenset({DRAFT, "verified"})
 """Sources of a block that is a draft, or the target's view of one that was good enough."""
 BARS = ((1.9, 0.98), (2.4, 0.957))
 """(speed-up, retention) that one policy shall reach together."""
-RANDOM = "random"
 BASELINES = frozenset({TARGET, DRAFT, FIRST, RANDOM})
 """Routers whose rows cannot show that a bar is reached: they neither judge nor mend nor plan."""
 

@@ -31,7 +31,5 @@ def judges_of(directory: Path, reward: Reward | None, device: torch.device) -> d
     }  # fmt: skip
     place = directory / f"{JURY}_judge"
     if place.is_dir():
-        if reward is None:
-            raise ValueError(f"the jury in {place} hears the frame reward, the family lacks it; remove one")
         found[JURY] = Jury.load(place, reward, found).to(device)
     return found

@@ -75,12 +75,14 @@ class Jury(nn.Module):
         parts.save(self, self.config, directory)
 
     @classmethod
-    def load(cls, directory: Path, frames: Reward, judges: Mapping[str, BlockReward]) -> Jury:
+    def load(cls, directory: Path, frames: Reward | None, judges: Mapping[str, BlockReward]) -> Jury:
         """Read what `save` wrote, to hear these witnesses. Raises ValueError when it is missing, damaged or of other
         evidence, or a witness is missing."""
         for name in ("latent", "reading"):
             if name not in judges:
                 raise ValueError(f"the jury in {directory} hears the judge {name!r}, the family lacks it; remove one")
+        if frames is None:
+            raise ValueError(f"the jury in {directory} hears the frame reward, the family lacks it; remove one")
         latent, reading = cast(LatentJudge, judges["latent"]), cast(ReadingJudge, judges["reading"])
 
         def make(raw: dict[str, object]) -> Jury:

@@ -52,9 +52,10 @@ class FlowWalker:
         """Decided blocks that are not written yet, the oldest first."""
         return tuple(self._pending)
 
-    def blank(self, span: Span) -> bool:
-        """Whether the block that covers `span` sees nothing: it begins a video or, behind a cut, a scene."""
-        return not self._pending and not self._past.view(span).frames
+    @property
+    def blank(self) -> bool:
+        """Whether the next block sees nothing before it: it begins a video or, behind a cut, a scene."""
+        return not self._pending and not self._past.bytes
 
     def snapshot(self) -> tuple[Any, tuple[Pending, ...], int]:
         """The past and what is pending, as a value that `restore` brings back; copies no keys and no latents."""

@@ -77,7 +77,7 @@ class Speculator:
     ) -> Proposal:
         """A move from its initial noise; of a block that sees nothing before it as many as the router asks for, and the
         best of them."""
-        chooses = self._spec.first_best > 1 and len(self._parts(move, noise)) == 1 and walker.blank(move.span)
+        chooses = self._spec.first_best > 1 and walker.blank and len(self._parts(move, noise)) == 1
         count = self._spec.first_best if chooses else 1
         with self._clock.measure(source):
             x_BTCHW = self._initial(move, condition, noise)
