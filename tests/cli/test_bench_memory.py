@@ -114,6 +114,20 @@ def test_ctrl_c_reports_whole_rounds_and_keeps_the_rest(
     assert Path("r.json.journal").exists()
 
 
+def test_pasts_of_several_noise_levels_are_compared(arvid: Type, family: Path) -> None:
+    words = ("bench", "memory", "--model", family, *FEW, "--prompts", 1, "--scenes", 0)
+    assert arvid(*words, "--past-levels", "0,0.4", "--json", "r.json").exit_code == 0
+    report = json.loads(Path("r.json").read_text())
+    told = {(row["policy"], row["past_level"], row["router"]) for row in report["rows"]}
+    assert told == {
+        (policy, *level) for policy in ("full", "sink") for level in ((0.0, "target"), (0.4, "target:level=0.4"))
+    }
+    assert report["config"]["past_levels"] == [0.0, 0.4]
+    refused = arvid(*words, "--past-levels", "1")
+    assert refused.exit_code == 2
+    assert "--past-levels '1'; expected noise levels from 0 to below 1" in refused.stderr
+
+
 def test_a_long_video_tells_slopes_of_time_and_memory(
     arvid: Type, family: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,17 @@ def test_a_budget_makes_the_spec_that_the_table_says() -> None:
         memory.cell("sink", 3, "own", 21)
 
 
+def test_blocks_are_remembered_at_a_level_where_the_target_may_be_told_one() -> None:
+    noised = memory.cell("sink", 9, "own", 21, level=0.4)
+    assert (noised.router, noised.level) == ("target:level=0.4", 0.4)
+    assert noised.key != memory.cell("sink", 9, "own", 21).key
+    adopted = memory.cell("neighbour", 9, "own", 21)
+    assert memory.cell("neighbour", 9, "own", 21, level=0.4) == adopted, "its keys are those of the last pass"
+    grid = memory.cells(("sink", "neighbour"), (9,), ("own",), 21, levels=(0.0, 0.4))
+    assert [cell.level for cell in grid if cell.policy == "sink"] == [0.0, 0.4]
+    assert len(grid) == 3
+
+
 def test_the_grid_is_every_policy_at_every_budget_under_all_positions_once() -> None:
     found = memory.cells(("full", "sink", "window"), (6, 9), ("own", "all"), 21)
     assert len(found) == len(set(found)) == 6 + 2 * 2 * 6, "full has no budget; own positions are among all"
@@ -270,6 +281,15 @@ def test_rows_hold_what_was_measured() -> None:
     assert rows["pack", 4]["over_sink_ci95"][0] > 0 > rows["window", 4]["over_sink_ci95"][1]
     assert sink["drift"] is None and sink["motion"] == 0.5
     json.dumps(report, allow_nan=False)
+
+
+def test_a_policy_is_held_against_a_sink_whose_past_is_as_noisy() -> None:
+    cells = memory.cells(("sink", "window"), (6,), ("own",), 21, levels=(0.0, 0.4))
+    scores = {("sink", 0.0): 0.5, ("sink", 0.4): 0.8, ("window", 0.0): 0.6, ("window", 0.4): 0.7}
+    videos = {cell.key: [marked([scores[cell.policy, cell.level]])] for cell in cells}
+    found = memory_rows.rows(cells, ["a"], videos, {}, (1,), SHAPE)
+    over = {(row["policy"], row["past_level"]): row["over_sink"] for row in found}
+    assert over["window", 0.0] == pytest.approx(0.1) and over["window", 0.4] == pytest.approx(-0.1)
 
 
 def test_a_planted_slope_of_time_is_found_and_none_is_none() -> None:

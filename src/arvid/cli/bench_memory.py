@@ -25,6 +25,9 @@ def memory(
         list[str] | None,
         typer.Option(metavar="SPEC", help="own: each policy's; all: every scheme; or a spec. Repeat for more."),
     ] = None,
+    past_levels: Annotated[
+        str, typer.Option(metavar="N,N", help="Noise levels at which blocks are remembered, 0 or more and below 1.")
+    ] = "0",
     prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts.")] = 8,
     scenes: Annotated[int, typer.Option(min=0, help="Scenes that return, and changes of the prompt.")] = 8,
     blocks: Annotated[int, typer.Option(min=0, metavar="N", help="Instead: one video of N blocks by each policy.")] = 0,
@@ -49,6 +52,7 @@ def memory(
     from arvid.cli import families
     from arvid.cli import memory_run as running
     from arvid.cli.bench import level_numbers
+    from arvid.cli.bench_judges import noise_levels
     from arvid.cli.bench_training import numbers
 
     default = running.Wanted()
@@ -57,8 +61,9 @@ def memory(
         tuple(sorted(numbers(text, name, 1))) for text, name in ((budgets, "--budgets"), (horizons, "--horizons"))
     )
     wanted = running.Wanted(
-        named, counts, lengths, tuple(positions or default.positions), prompts, scenes, level_numbers(levels), weights
-    )
+        named, counts, lengths, tuple(positions or default.positions), prompts, scenes, level_numbers(levels), weights,
+        past_levels=noise_levels(past_levels, "--past-levels", clean=True),
+    )  # fmt: skip
     running.check(wanted)
     families.set_up(threads)
     pipeline = families.open_pipeline(model, "", device)

@@ -71,11 +71,18 @@ class Wanted:
     levels: tuple[int, ...] = (1, 2)
     weights: Path | None = None
     quick: bool = False
+    past_levels: tuple[float, ...] = (0.0,)
+
+    def cells(self, trained: int) -> tuple[Cell, ...]:
+        """The competitors, of a family trained on so many latent frames. Raises ValueError for what cannot be."""
+        return memory.cells(
+            self.policies, self.budgets, self.positions, trained, extras(self.weights), self.past_levels
+        )  # fmt: skip
 
 
 def check(wanted: Wanted) -> None:
     """Raises ValueError for policies, budgets and positions that cannot be, before anything is loaded."""
-    for cell in memory.cells(wanted.policies, wanted.budgets, wanted.positions, 21, extras(wanted.weights)):
+    for cell in wanted.cells(21):
         remember(spec.build(cell.past, POLICIES, "past"), 3, spec.build(cell.positions, POSITIONS, "positions"))
 
 
@@ -134,9 +141,8 @@ def endurance(pipeline: Pipeline, wanted: Wanted, blocks: int) -> Row:
     its sink), at the first budget; a policy that is interrupted is reported as far as it came."""
     make = PipelineMaker(pipeline)
     policies = (memory.SINK,) if wanted.policies == Wanted().policies else wanted.policies
-    cells = memory.cells(
-        policies, wanted.budgets[:1], wanted.positions[:1], make.shape.trained, extras(wanted.weights)
-    )  # fmt: skip
+    one = replace(wanted, policies=policies, budgets=wanted.budgets[:1], positions=wanted.positions[:1])
+    cells = one.cells(make.shape.trained)
     prompt = draw_prompts(1, wanted.levels, "memory")[0]
     found: list[Row] = []
     with _progress() as progress:
@@ -192,10 +198,7 @@ class Bench:
         self.shape = self.make.shape
         self.until = begin + QUICK_SECONDS if wanted.quick else float("inf")
         self.wanted = self._fitted(wanted)
-        self.cells = memory.cells(
-            self.wanted.policies, self.wanted.budgets, self.wanted.positions, self.shape.trained,
-            extras(self.wanted.weights),
-        )  # fmt: skip
+        self.cells = self.wanted.cells(self.shape.trained)
         for cell in self.cells:
             families.check(self.make.pipeline, self.make.request(cell, FIRST, 0, self.shape.trained))
         self.prompts = draw_prompts(self.wanted.prompts, self.wanted.levels, "memory")
@@ -213,7 +216,7 @@ class Bench:
         film = self.make(cell, Script(FIRST, 0, self.shape.blocks))
         self.mark = hashlib.sha256(film.latents.tobytes() + film.frames.tobytes()).hexdigest()[:16]
         one, left = time.monotonic() - begin, self.until - time.monotonic()
-        count = len(wanted.policies) * len(wanted.budgets) * len(wanted.positions)
+        count = len(wanted.cells(self.shape.trained))
         for prompts in dict.fromkeys((wanted.prompts, 1)):
             for most in sorted(wanted.horizons, reverse=True):
                 films = prompts * (1.1 * count * most + REFERENCES) + wanted.scenes * (1.2 * count + 3 * len(WAYS))
@@ -349,6 +352,7 @@ class Bench:
             "benchmark": "memory", "model": card.name, "world": card.world or None, "levels": list(wanted.levels),
             "block": card.block, "trained_frames": card.trained_frames, "fps": card.fps,
             "budgets": list(wanted.budgets), "horizons": list(wanted.horizons), "positions": list(wanted.positions),
+            "past_levels": list(wanted.past_levels),
             "window": f"frames of {card.trained_frames} latent frames, from the first on, without overlap",
             "prompts": prompts, "asked": {"prompts": wanted.prompts, "scenes": wanted.scenes},
             "scenes": [trial.first for trial in self.scenes], "return_way": RETURN_WAY, "ways": list(WAYS),

@@ -34,9 +34,10 @@ def show(report: Row) -> None:
     far = [row for row in report["rows"] if row["horizon"] == longest]
     if far:
         title = f"{report['config']['model']}: {longest}x the training length, {far[0]['prompts']} prompts"
-        table = _table(title, ("policy", "positions", "budget"), [name for _, name, _ in COLUMNS])
+        table = _table(title, ("policy", "positions", "level", "budget"), [name for _, name, _ in COLUMNS])
         for row in sorted(far, key=lambda row: (row["budget_frames"] or 0, -row["world_score"])):
-            table.add_row(row["policy"], row["positions"], str(row["budget_frames"] or "-"), *_cells(row, COLUMNS))
+            who = (row["policy"], row["positions"], f"{row['past_level']:g}", str(row["budget_frames"] or "-"))
+            table.add_row(*who, *_cells(row, COLUMNS))
         console.print(table)
     if report["switching"]:
         one = report["switching"][0]
@@ -51,6 +52,7 @@ def show(report: Row) -> None:
     for claim in report["claims"]:
         said = "reached" if claim["reached"] else "not reached"
         who = " ".join(str(claim[name]) for name in ("policy", "budget_frames") if claim[name] is not None)
+        who += f", past at {claim['past_level']:g}" if claim["past_level"] else ""
         console.print(f"{said}: {claim['claim']} ({who})", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -29,7 +29,7 @@ from arvid.evals.signals import Drift, Seams
 from arvid.worlds import oracle
 
 BUDGETS, HORIZONS = (6, 9, 12, 16), (1, 4, 12)
-FULL, SINK = "full", "sink"
+FULL, SINK, TARGET = "full", "sink", "target"
 OWN, ALL = "own", "all"
 POSITIONS = ("absolute", "rephase", "relative:limit={trained}", "flex:trained={trained}", "decay", "cyclic:period=33")
 """The schemes of a whole grid; `trained` is the training length in latent frames."""
@@ -72,13 +72,13 @@ def fixed(number: int) -> Part:
 class Rule:
     """How a policy takes part: its options by budget, the positions it was published with, the options whose sum is the
     number of frames it shows in full before it drops, merges or chooses anything, the past it must equal until then,
-    and the router (the target alone)."""
+    and the router (the target alone; only the plain one can be told how noisily blocks are remembered)."""
 
     options: Mapping[str, Part] = field(default_factory=dict)
     positions: str = "relative:limit={trained}"
     whole: tuple[str, ...] = ("frames",)
     reference: str = FULL
-    router: str = "target"
+    router: str = TARGET
     control: bool = False
 
 
@@ -123,7 +123,8 @@ TRAINED = {"pack": "pack", "conv": "conv", "coarse": "coarse"}
 @dataclass(frozen=True)
 class Cell:
     """One competitor: a policy under positions at a budget (0: no limit), and what is asked of a pipeline for it.
-    `whole` is the number of past frames that it shows in full, `reference` the past it must equal until then."""
+    `whole` is the number of past frames that it shows in full, `reference` the past it must equal until then, `level`
+    the noise level at which blocks are remembered."""
 
     policy: str
     positions: str
@@ -132,6 +133,7 @@ class Cell:
     router: str
     whole: int
     reference: str
+    level: float = 0.0
 
     @property
     def key(self) -> str:
@@ -144,9 +146,13 @@ def options_of(policy: str, budget: int) -> dict[str, int]:
     return {name: part.of(budget) for name, part in RULES[policy].options.items()}
 
 
-def cell(policy: str, budget: int, positions: str, trained: int, extra: Mapping[str, str] | None = None) -> Cell:
+def cell(
+    policy: str, budget: int, positions: str, trained: int, extra: Mapping[str, str] | None = None, level: float = 0.0
+) -> Cell:
     """The competitor that a policy is at a budget; `positions` may be `own`, `trained` is the training length in latent
-    frames, `extra` holds further options. Raises ValueError for an unknown policy and a budget below 4 frames."""
+    frames, `extra` holds further options, `level` is the noise level at which blocks are remembered (Diffusion Forcing,
+    2407.01392, keeps long rollouts steady so; a past whose keys are those of a last pass has none). Raises ValueError
+    for an unknown policy and a budget below 4 frames."""
     if policy not in RULES:
         raise ValueError(f"unknown policy {policy!r}; known: {', '.join(sorted(RULES))}")
     if policy != FULL and budget < 4:
@@ -157,9 +163,10 @@ def cell(policy: str, budget: int, positions: str, trained: int, extra: Mapping[
     where = (rule.positions if positions == OWN else positions).format(trained=trained)
     whole = sum(options[name] for name in rule.whole) if options else trained
     name = "+".join([policy, *(extra or {})])
+    noised = level if rule.router == TARGET else 0.0
     return Cell(
-        name, where, 0 if policy == FULL else budget, f"{policy}:{listed}".rstrip(":"), rule.router, whole,
-        rule.reference,
+        name, where, 0 if policy == FULL else budget, f"{policy}:{listed}".rstrip(":"),
+        f"{TARGET}:level={noised:g}" if noised else rule.router, whole, rule.reference, noised,
     )  # fmt: skip
 
 
@@ -169,12 +176,14 @@ def cells(
     positions: Sequence[str],
     trained: int,
     extras: Mapping[str, Mapping[str, str]] | None = None,
+    levels: Sequence[float] = (0.0,),
 ) -> tuple[Cell, ...]:
-    """Every competitor, each once: policies at all budgets under all positions, and once more with `extras` (further
-    options by policy, such as trained weights)."""
+    """Every competitor, each once: policies at all budgets under all positions with blocks remembered at all noise
+    levels, and once more with `extras` (further options by policy, such as trained weights)."""
     named = [scheme for word in positions for scheme in (POSITIONS if word == ALL else (word,))]
     found = [
-        cell(policy, budget, where, trained, extra)
+        cell(policy, budget, where, trained, extra, level)
+        for level in levels
         for budget in budgets
         for policy in policies
         for where in named

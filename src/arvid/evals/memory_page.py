@@ -13,10 +13,13 @@ from arvid.evals.memory_rows import Row, full_and_best
 
 GREY = "#a9a79f"
 OVER_TIME = (
-    "Each point is the mean over prompts of one window; of every policy the best budget and positions at the longest "
-    "horizon. Controls are grey."
+    "Each point is the mean over prompts of one window; of every policy the best budget, positions and noise of the "
+    "past at the longest horizon. Controls are grey."
 )
-BY_BUDGET = "At the longest horizon, at a policy's best positions; the dashed line is the past without a limit."
+BY_BUDGET = (
+    "At the longest horizon, at a policy's best positions and noise of the past; the dashed line is the past without a "
+    "limit."
+)
 
 
 def render(report: Mapping[str, Any]) -> str:
@@ -49,7 +52,7 @@ def _over_time(shown: Sequence[Row]) -> str:
         figure, axes = _figure()
         for number, row in enumerate(shown):
             heights = row["window_scores"]
-            words = f"{row['policy']} {row['budget_frames'] or ''} {row['positions']}"
+            words = f"{row['policy']} {row['budget_frames'] or ''} {row['positions']}, past at {row['past_level']:g}"
             axes.plot(range(1, len(heights) + 1), heights, marker="o", ms=3, lw=1.4, label=words, **_look(row, number))
         axes.set_xlabel("training lengths")
         axes.set_ylabel("world score of the window")

@@ -49,13 +49,14 @@ def rows(
 
 
 def _rival(found: Sequence[Row], row: Row, shape: Shape) -> Row | None:
-    """The plain window with its sink at the same budget and horizon, at its own positions if it was measured there."""
+    """The plain window with its sink at the same budget and horizon, its past as noisy, at its own positions if it was
+    measured there."""
     own = RULES[SINK].positions.format(trained=shape.trained)
     same = [
         other
         for other in found
         if other["policy"] == SINK
-        and (other["budget_frames"], other["horizon"]) == (row["budget_frames"], row["horizon"])
+        and all(other[name] == row[name] for name in ("budget_frames", "horizon", "past_level"))
     ]
     return min(same, key=lambda other: other["positions"] != own, default=None)
 
@@ -75,7 +76,7 @@ def _row(
     signals = [video["signals"][str(horizon)] for video in videos]
     return {
         "policy": cell.policy, "positions": cell.positions, "past": cell.past, "router": cell.router,
-        "control": RULES[cell.policy.partition("+")[0]].control,
+        "past_level": cell.level, "control": RULES[cell.policy.partition("+")[0]].control,
         "budget_frames": cell.budget or None, "horizon": horizon, "blocks": blocks, "prompts": len(videos),
         "max_diff_to_full": max(gaps, default=None),
         "bytes": max(int(video["bytes"][str(horizon)]) for video in videos),
@@ -234,7 +235,7 @@ def _adopts(switches: Sequence[Row]) -> list[Row]:
         {
             "claim": f"switching by recache shows the new prompt within two blocks in {ADOPTED:.0%} of trials",
             "reached": row["adopted"] is not None and row["adopted"] >= ADOPTED,
-            "policy": row["policy"], "positions": row["positions"], "budget_frames": None,
+            "policy": row["policy"], "positions": row["positions"], "budget_frames": None, "past_level": None,
             "numbers": {name: row[name] for name in ("adopted", "trials", "identity_kept")},
         }
         for row in switches
@@ -243,11 +244,11 @@ def _adopts(switches: Sequence[Row]) -> list[Row]:
 
 
 def _named(row: Row) -> Row:
-    return {name: row[name] for name in ("policy", "positions", "budget_frames")}
+    return {name: row[name] for name in ("policy", "positions", "budget_frames", "past_level")}
 
 
 def full_and_best(found: Sequence[Row]) -> list[Row]:
-    """Rows worth a curve: the longest horizon, one per policy (its best budget and positions)."""
+    """Rows worth a curve: the longest horizon, one per policy (its best budget, positions and noise of the past)."""
     longest = max((row["horizon"] for row in found), default=0)
     best: dict[str, Row] = {}
     for row in (row for row in found if row["horizon"] == longest):
