@@ -219,7 +219,7 @@ def judged(
 
 
 @dataclass(frozen=True, eq=False)
-class Marked:
+class MarkedDraft:
     """A draft, and the oracle's marks of it and of the target's own block after the same past."""
 
     draft: Draft
@@ -228,7 +228,7 @@ class Marked:
 
 
 @torch.inference_mode()
-def marked(pipeline: Pipeline, asked: Asked, prompt: str, seed: int) -> Iterator[Marked]:
+def marked(pipeline: Pipeline, asked: Asked, prompt: str, seed: int) -> Iterator[MarkedDraft]:
     """The drafted blocks of one prompt, as the oracle marks them. Raises ValueError for a family without a drafter."""
     family, request = pipeline.family, Request(prompt, asked.seconds, seed, TARGET)
     if family.drafter is None:
@@ -246,7 +246,7 @@ def marked(pipeline: Pipeline, asked: Asked, prompt: str, seed: int) -> Iterator
     for draft, frames in zip(beside.drafts, own[1:], strict=True):
         shown = to_bytes(draft.candidate.frames()[0])
         label, best = (oracle.judge(film, prompt, start, total).score for film in (shown, frames))
-        yield Marked(draft, label, best)
+        yield MarkedDraft(draft, label, best)
         start += len(frames)
 
 
