@@ -283,13 +283,14 @@ def test_rows_hold_what_was_measured() -> None:
     json.dumps(report, allow_nan=False)
 
 
-def test_a_policy_is_held_against_a_sink_whose_past_is_as_noisy() -> None:
-    cells = memory.cells(("sink", "window"), (6,), ("own",), 21, levels=(0.0, 0.4))
+def test_a_policy_is_held_against_the_plainest_sink() -> None:
+    cells = memory.cells(("sink", "window"), (6,), ("own",), 21, levels=(0.4, 0.0))
     scores = {("sink", 0.0): 0.5, ("sink", 0.4): 0.8, ("window", 0.0): 0.6, ("window", 0.4): 0.7}
     videos = {cell.key: [marked([scores[cell.policy, cell.level]])] for cell in cells}
     found = memory_rows.rows(cells, ["a"], videos, {}, (1,), SHAPE)
     over = {(row["policy"], row["past_level"]): row["over_sink"] for row in found}
-    assert over["window", 0.0] == pytest.approx(0.1) and over["window", 0.4] == pytest.approx(-0.1)
+    assert over["window", 0.0] == pytest.approx(0.1) and over["window", 0.4] == pytest.approx(0.2)
+    assert over["sink", 0.4] == pytest.approx(0.3) and over["sink", 0.0] is None
 
 
 def test_a_planted_slope_of_time_is_found_and_none_is_none() -> None:

@@ -49,16 +49,16 @@ def rows(
 
 
 def _rival(found: Sequence[Row], row: Row, shape: Shape) -> Row | None:
-    """The plain window with its sink at the same budget and horizon, its past as noisy, at its own positions if it was
-    measured there."""
+    """The plain window with its sink at the same budget and horizon: at its own positions if it was measured there,
+    with the cleanest past that was."""
     own = RULES[SINK].positions.format(trained=shape.trained)
     same = [
         other
         for other in found
         if other["policy"] == SINK
-        and all(other[name] == row[name] for name in ("budget_frames", "horizon", "past_level"))
+        and (other["budget_frames"], other["horizon"]) == (row["budget_frames"], row["horizon"])
     ]
-    return min(same, key=lambda other: other["positions"] != own, default=None)
+    return min(same, key=lambda other: (other["positions"] != own, other["past_level"]), default=None)
 
 
 def _row(
