@@ -123,6 +123,8 @@ def test_pasts_of_several_noise_levels_are_compared(arvid: Type, family: Path) -
         (policy, *level) for policy in ("full", "sink") for level in ((0.0, "target"), (0.4, "target:level=0.4"))
     }
     assert report["config"]["past_levels"] == [0.0, 0.4]
+    assert arvid(*words, "--past-levels", "", "--json", "plain.json").exit_code == 0
+    assert {row["past_level"] for row in json.loads(Path("plain.json").read_text())["rows"]} == {0.0}
     refused = arvid(*words, "--past-levels", "1")
     assert refused.exit_code == 2
     assert "--past-levels '1'; expected noise levels from 0 to below 1" in refused.stderr
