@@ -36,8 +36,10 @@ def show(report: Row) -> None:
         title = f"{report['config']['model']}: {longest}x the training length, {far[0]['prompts']} prompts"
         table = _table(title, ("policy", "positions", "level", "budget"), [name for _, name, _ in COLUMNS])
         for row in sorted(far, key=lambda row: (row["budget_frames"] or 0, -row["world_score"])):
-            who = (row["policy"], row["positions"], f"{row['past_level']:g}", str(row["budget_frames"] or "-"))
-            table.add_row(*who, *_cells(row, COLUMNS))
+            table.add_row(
+                row["policy"], row["positions"], f"{row['past_level']:g}", str(row["budget_frames"] or "-"),
+                *_cells(row, COLUMNS),
+            )  # fmt: skip
         console.print(table)
     if report["switching"]:
         one = report["switching"][0]
