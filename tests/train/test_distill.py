@@ -13,9 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from arvid.cli.checkpoints import Checkpoint
+from arvid.evals.training import Passes
 from arvid.models.wan.transformer import CausalWan, WanConfig
+from arvid.pipeline import Pipeline, Request, load
 from arvid.recipes import distill
 from arvid.recipes.distill import STAGES, Sizes
+from arvid.video import to_bytes
+from oracles import toy_family
 
 TARGET = WanConfig(16, 32, 2, 2, 8, 5, 2, 2, 16)
 SIZES = Sizes(1, 1, 1, 1, levels=2, horizon=24, batch=2, critic=1)
@@ -42,8 +47,8 @@ def weights(runs: Path, directory: str) -> dict[str, torch.Tensor]:
 
 def test_each_method_starts_from_what_the_one_before_left(runs: Path) -> None:
     rows: list[dict[str, float]] = []
-    for stage in STAGES.values():
-        stage(runs, SIZES, rows.append)
+    for name in ("consistency", "matching", "identity", "diffusion"):
+        STAGES[name](runs, SIZES, rows.append)
     assert [sorted(row.keys() & {"loss", "first", "critic"}) for row in rows] == [
         ["first", "loss"], ["critic", "loss"], ["critic", "loss"], ["first", "loss"],
     ]  # fmt: skip
@@ -83,6 +88,51 @@ def test_a_drafter_may_follow_the_targets_flow(runs: Path) -> None:
     own, same, targets = made
     assert all(torch.equal(value, same[key]) for key, value in own.items())
     assert any(not torch.equal(value, targets[key]) for key, value in own.items())
+
+
+PROMPT = "a red circle moves right"
+
+
+@pytest.mark.parametrize("start", ["target-consistency", "drafter-consistency-matching", "target-diffusion"])
+def test_a_model_that_was_made_for_few_passes_becomes_a_family(runs: Path, tmp_path: Path, start: str) -> None:
+    """It makes the videos that `arvid bench training` measures, walks as it was taught, and lends all else."""
+    lender, chain = toy_family.write(tmp_path / "lender"), start.split("-")
+    for place in range(1, len(chain) + 1):
+        (runs / "-".join(chain[:place])).mkdir(exist_ok=True)
+    given = load_file(lender / f"{chain[0]}.safetensors")
+    for place in range(1, len(chain)):
+        before, own = ("-".join(chain[: place + more]) for more in (0, 1))
+        distill.finish(given, runs / own, chain[place], before, SIZES)
+    rows: list[dict[str, float]] = []
+    sizes = replace(SIZES, start=start, levels=4, passes=2, first=4, family=str(lender))
+    STAGES["pack"](runs, sizes, rows.append)
+    family, own = load(runs / start / "family"), load(lender)
+    assert family.drafter is None and rows[0]["bytes"] > 0
+    assert (family.card.steps, family.card.router) == (2, "target:first_steps=4")
+    assert family.card.step == ("euler" if start == "target-diffusion" else "renoise")
+    assert family.card.name == f"embedded-toy-{start}"
+    if chain[0] == "target":
+        made = Pipeline(family).generate(Request(PROMPT, 1.0, 3)).frames_BTCHW[0]
+        measured = Checkpoint(own, runs / start, 1.0).video(PROMPT, 3, Passes(2, 4)).frames
+        assert (to_bytes(made) == measured).all()
+    else:
+        assert family.card.parts["target"] == own.card.parts["drafter"]
+
+
+def test_passes_that_were_not_learned_are_refused(runs: Path, tmp_path: Path) -> None:
+    lender = toy_family.write(tmp_path / "lender")
+    (runs / "target-consistency").mkdir()
+    distill.finish(
+        load_file(lender / "target.safetensors"), runs / "target-consistency", "consistency", "target", SIZES
+    )
+    sizes = replace(SIZES, levels=4, family=str(lender))
+    for wrong in ({"passes": 3}, {"first": 3}, {"passes": 0}):
+        (name, count), *_ = wrong.items()
+        with pytest.raises(ValueError, match=f"{name}={count} of a model whose levels are those of 4 passes"):
+            STAGES["pack"](runs, replace(sizes, **wrong), print)
+    with pytest.raises(ValueError, match=r"weights missing: .*drafter-matching.*"):
+        STAGES["pack"](runs, replace(sizes, start="drafter-matching"), print)
+    assert not (runs / "target-consistency" / "family").exists()
 
 
 def test_files_among_the_latents_that_are_none_are_left_alone(runs: Path) -> None:

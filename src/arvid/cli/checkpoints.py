@@ -18,7 +18,7 @@ from arvid.cli.report import Row, head
 from arvid.evals import training
 from arvid.evals.speculation import draw_prompts
 from arvid.evals.training import Made, Measured, Passes
-from arvid.models.family import fill, transformer_config
+from arvid.models.family import Card, fill, transformer_config
 from arvid.models.running import pack, packable
 from arvid.models.tae import TIME_STRIDE
 from arvid.models.wan.transformer import CausalWan
@@ -59,10 +59,15 @@ class Asked:
         return list(dict.fromkeys(pair for pair in pairs if pair.first >= pair.steps))
 
 
+def step_of(directory: Path, card: Card) -> str:
+    """The step of the model that a run left: as it was distilled, or as the card of the family says."""
+    return DISTILLED if {*training.lineage(directory).methods} - TEACHING else card.step
+
+
 class Checkpoint:
     """Makes videos with the weights of a run (see `arvid.evals.training.Maker`)."""
 
-    def __init__(self, family: Family, directory: Path, seconds: float, distilled: bool) -> None:
+    def __init__(self, family: Family, directory: Path, seconds: float) -> None:
         card = family.card
         kind = directory.name.partition("-")[0]
         part = kind if kind in card.parts else "target"
@@ -71,7 +76,7 @@ class Checkpoint:
         model = model.to(family.device, torch.bfloat16).eval().requires_grad_(False)
         if packable(model):
             pack(model)
-        card = replace(card, step=DISTILLED if distilled else card.step)
+        card = replace(card, step=step_of(directory, card))
         self.pipeline = Pipeline(replace(family, card=card, target=model, drafter=None))
         self.seconds, self.card = seconds, card
 
@@ -120,8 +125,7 @@ def run(pipeline: Pipeline, asked: Asked) -> Row:
     interrupted = False
     try:
         for path, made in known:
-            distilled = any(method not in TEACHING for method in made.methods)
-            maker = Checkpoint(pipeline.family, path, asked.seconds, distilled)
+            maker = Checkpoint(pipeline.family, path, asked.seconds)
             for passes in asked.passes:
                 follow = passes.first == passes.steps
                 found.append(

@@ -28,9 +28,8 @@ from arvid.evals.clips import opened, videos_in
 from arvid.models.family import Card, load_autoencoder, read_card, transformer_config
 from arvid.models.tae import TIME_STRIDE, TinyAutoencoder
 from arvid.models.text import TextEncoder
-from arvid.pipeline import EMBEDDED
 from arvid.recipes.embedded import Report
-from arvid.recipes.transformers import Rows, begun, flow_settings, keep
+from arvid.recipes.transformers import Rows, begun, flow_settings, keep, lent
 from arvid.train.flow import FlowBatch, TeacherForcing
 from arvid.train.trainer import train
 from arvid.video import frames_of
@@ -60,7 +59,7 @@ class Sizes:
 def latents(runs: Path, sizes: Sizes, report: Report) -> None:
     """Latents and text embeddings of a folder of videos. Raises ValueError, when all others are done, that names the
     videos that could not be used and why."""
-    folder, lender = Path(sizes.videos), lent(sizes)
+    folder, lender = Path(sizes.videos), lent(sizes.family)
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}; point --set videos=DIR at a folder of mp4 files")
     paths = videos_in([folder])
@@ -206,7 +205,7 @@ def drafter(runs: Path, sizes: Sizes, report: Report) -> None:
 def flow(runs: Path, name: str, sizes: Sizes, steps: int, rate: float, report: Report) -> None:
     """A transformer of the lender's sizes by teacher forcing; from `start.safetensors` in its folder if there is one,
     else from nothing."""
-    card = read_card(lent(sizes))
+    card = read_card(lent(sizes.family))
     model = begun(transformer_config(card, name), runs / name)
     policy = spec.build(card.past, POLICIES, "past")
     objective = TeacherForcing(model, card.trained_frames, card.block, policy)
@@ -216,7 +215,7 @@ def flow(runs: Path, name: str, sizes: Sizes, steps: int, rate: float, report: R
 
 def pack(runs: Path, sizes: Sizes, report: Report) -> None:
     """Put the family together in `runs/family`: the lender's autoencoder and text encoder, the new pair, a card."""
-    lender, out = lent(sizes), runs / "family"
+    lender, out = lent(sizes.family), runs / "family"
     card = read_card(lender)
     parts = [part for part in ("target", "drafter") if (runs / part / "model.safetensors").is_file()]
     if "target" not in parts:
@@ -231,11 +230,6 @@ def pack(runs: Path, sizes: Sizes, report: Report) -> None:
     told = replace(card, name=sizes.name, world="", router=router, parts=made)
     (out / "card.json").write_text(json.dumps(asdict(told), indent=2) + "\n", encoding="utf-8")
     report({"bytes": float(sum(path.stat().st_size for path in out.rglob("*") if path.is_file()))})
-
-
-def lent(sizes: Sizes) -> Path:
-    """The directory of the family that lends its parts."""
-    return EMBEDDED if sizes.family == "embedded" else Path(sizes.family)
 
 
 STAGES: dict[str, Callable[[Path, Sizes, Report], None]] = {

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from arvid.models.wan.growth import deepen
 from arvid.models.wan.transformer import CausalWan, WanConfig
+from arvid.pipeline import EMBEDDED
 from arvid.train.flow import FlowBatch
 from arvid.train.reading import Told, ToldBatch
 from arvid.train.trainer import TrainConfig
@@ -158,6 +159,11 @@ def distil_settings(steps: int) -> TrainConfig:
     return TrainConfig(
         steps, learning_rate=4e-4, warmup=50, average=0.99, weight_decay=0.01, save_every=100, muon="blocks."
     )
+
+
+def lent(family: str) -> Path:
+    """The directory of a family that lends its parts: a path, or `embedded`."""
+    return EMBEDDED if family == "embedded" else Path(family)
 
 
 def keep(weights: dict[str, Tensor], directory: Path) -> None:
