@@ -151,6 +151,30 @@ def test_the_card_of_a_family_is_measured(family: Path, tmp_path: Path, monkeypa
     assert {entry.name for entry in tmp_path.iterdir()} == {"family", "r.json", "p.png"}
 
 
+def test_a_family_of_one_transformer_is_measured_as_its_card_says(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_family, "LONG", 2)
+    place = tmp_path / "family"
+    shutil.copytree(family, place)
+    (place / "drafter.safetensors").unlink()
+    card = json.loads((place / "card.json").read_text())
+    del card["parts"]["drafter"]
+    alone = {**card, "trained_frames": 6, "router": "target:first_steps=2"}
+    (place / "card.json").write_text(json.dumps(alone))
+    app = typer.Typer(cls=Careful)
+    app.add_typer(bench.app, name="bench")
+    words = ["bench", "family", "--model", str(place), "--prompts", "2", "--levels", "1"]
+    result = CliRunner().invoke(app, [*words, "--json", str(tmp_path / "r.json")])
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert not {"drafter", "drafter_2x", "flops_ratio", "score_ratio"} & report.keys()
+    assert [*report["parameters"]] == ["target"] and [*report["levels"]] == ["truth", "target"]
+    for name in ("target", "target_2x"):
+        assert report[name]["speed"]["conditions"]["router"] == "target:first_steps=2"
+    assert "drafter" not in result.output
+
+
 def card_prompts(count: int) -> tuple[str, ...]:
     return speculation.draw_prompts(count, (1,), "family")
 

@@ -21,7 +21,7 @@ from arvid.evals.online import OnlineQuality
 from arvid.evals.pictures import Film
 from arvid.evals.speculation import draw_prompts
 from arvid.evals.statistics import PairedBootstrap
-from arvid.models.family import transformer_config
+from arvid.models.family import Card, transformer_config
 from arvid.models.tae import TIME_STRIDE, TinyAutoencoder
 from arvid.models.wan.presets import flops_per_token
 from arvid.models.wan.transformer import CausalWan, WanConfig
@@ -43,25 +43,22 @@ def measure(
     pipeline: Pipeline, prompts: int, levels: tuple[int, ...], device: str, keep: Callable[[Film], None]
 ) -> Row:
     """Every number of the card, over `prompts` held-out prompts; seed of prompt number i is i. `keep` is given the
-    target's videos of training length, prompt by prompt."""
+    target's videos of training length, prompt by prompt. A family of one transformer has no rows of a drafter."""
     test = draw_prompts(prompts, levels, "family")
     card = pipeline.family.card
     seconds = (card.trained_frames - 1) * TIME_STRIDE / card.fps
-    warmed = sum(pipeline.generate(Request(test[0], 1.0, router=router)).seconds for router in ("target", "draft"))
+    routers = alone(pipeline)
+    warmed = sum(pipeline.generate(Request(test[0], 1.0, router=router)).seconds for router in routers.values())
     rows = {
         "autoencoder": _autoencoder(pipeline, test),
-        "target": _videos(pipeline, test, "target", seconds, keep),
-        "drafter": _videos(pipeline, test, "draft", seconds),
-        f"target_{LONG}x": _videos(pipeline, test, "target", LONG * seconds),
-        f"drafter_{LONG}x": _videos(pipeline, test, "draft", LONG * seconds),
+        "target": _videos(pipeline, test, routers["target"], seconds, keep),
     }
+    rows |= {name: _videos(pipeline, test, router, seconds) for name, router in routers.items() if name != "target"}
+    rows |= {f"{name}_{LONG}x": _videos(pipeline, test, router, LONG * seconds) for name, router in routers.items()}
     if pipeline.chooses:
-        best = f"target:first_best={BEST}"
+        best = f"{routers['target']}{',' if ':' in routers['target'] else ':'}first_best={BEST}"
         rows |= {f"target_best{BEST}": _videos(pipeline, test, best, seconds)}
         rows |= {f"target_best{BEST}_{LONG}x": _videos(pipeline, test, best, LONG * seconds)}
-    pair = {name: transformer_config(card, name) for name in ("target", "drafter")}
-    keys = (card.trained_frames // 2) * (card.size[0] // 16) * (card.size[1] // 16)
-    cost = {name: flops_per_token(config, keys) for name, config in pair.items()}
     return {
         **head("bench family", device),
         "config": {
@@ -72,12 +69,28 @@ def measure(
             "warm_up_s": round(warmed, 4),
         },
         **rows,
-        "parameters": {name: _parameters(config) for name, config in pair.items()},
+        "parameters": {name: _parameters(transformer_config(card, name)) for name in routers},
         "levels": _by_level(pipeline, prompts, seconds),
-        "online": {name: _online(pipeline, test[:LISTENED], name, seconds) for name in ("target", "draft")},
-        "flops_ratio": cost["drafter"] / cost["target"],
-        "score_ratio": PairedBootstrap(test).ratio(rows["drafter"]["scores"], rows["target"]["scores"]).value,
+        "online": {router: _online(pipeline, test[:LISTENED], router, seconds) for router in routers.values()},
+        **(_beside(card, test, rows) if "drafter" in routers else {}),
         "peak_memory_bytes": _peak_memory(),
+    }
+
+
+def alone(pipeline: Pipeline) -> dict[str, str]:
+    """Under which router each transformer makes videos alone; a family of one does so as its card says."""
+    if pipeline.family.drafter is None:
+        return {"target": pipeline.family.card.router}
+    return {"target": "target", "drafter": "draft"}
+
+
+def _beside(card: Card, prompts: tuple[str, ...], rows: Row) -> Row:
+    """The drafter by the target: FLOPs of a pass, and score."""
+    keys = (card.trained_frames // 2) * (card.size[0] // 16) * (card.size[1] // 16)
+    cost = {name: flops_per_token(transformer_config(card, name), keys) for name in ("target", "drafter")}
+    return {
+        "flops_ratio": cost["drafter"] / cost["target"],
+        "score_ratio": PairedBootstrap(prompts).ratio(rows["drafter"]["scores"], rows["target"]["scores"]).value,
     }
 
 
@@ -138,12 +151,12 @@ def _videos(
 
 
 def _by_level(pipeline: Pipeline, prompts: int, seconds: float) -> Row:
-    """World scores of the decoded truth, the target and the drafter, level by level over `prompts` prompts of each, and
+    """World scores of the decoded truth and of each transformer, level by level over `prompts` prompts of each, and
     over all of them (`all`)."""
     drawn = {level: draw_prompts(prompts, (level,), f"family/level {level}") for level in EVERY_LEVEL}
     every = tuple(prompt for level in EVERY_LEVEL for prompt in drawn[level])
     found: Row = {"truth": {str(level): _autoencoder(pipeline, drawn[level]) for level in EVERY_LEVEL}}
-    for name, router in (("target", "target"), ("drafter", "draft")):
+    for name, router in alone(pipeline).items():
         found[name] = {str(level): _videos(pipeline, drawn[level], router, seconds) for level in EVERY_LEVEL}
     return {
         name: {
@@ -199,9 +212,9 @@ def told(report: Row) -> list[str]:
             f"decoding {row['decode_share']:.0%} of the rest"
         )
     lines += [f"{name} by level: {_levels(rows)}" for name, rows in report["levels"].items()]
-    lines.append(
-        f"drafter by target: {report['flops_ratio']:.3f} of the FLOPs, {report['score_ratio'] or 0:.2f} of the score"
-    )
+    if "flops_ratio" in report:
+        ratio = report["score_ratio"] or 0
+        lines.append(f"drafter by target: {report['flops_ratio']:.3f} of the FLOPs, {ratio:.2f} of the score")
     lines += [
         f"quality while it is made, by {name}: {1000 * found['seconds_per_block']:.2f} ms a block, {found['share']:.1%}"
         for name, found in report["online"].items()
