@@ -328,7 +328,8 @@ class Pipeline:
         alone = routed if isinstance(router, Draft) else Speculator(always, *common)
         policy = spec.build(request.past or family.card.past, POLICIES, "past")
         waits = 0 if policy.whole else WAITING * family.card.trained_frames
-        return Hands(routed, alone, (target, *([drafter] if drafter else [])), router.commit_level, waits)
+        first = self._levels(router.first_steps) if router.first_steps else ()
+        return Hands(routed, alone, (target, *([drafter] if drafter else [])), router.commit_level, waits, first)
 
     def _walker(self, name: str, denoiser: Denoiser, request: Request, clock: Clock) -> FlowWalker:
         card = self.family.card

@@ -140,6 +140,14 @@ def test_a_block_that_opens_a_scene_is_chosen_too(how: str, passes: int, router:
     assert (first, before, changed) == (12, 4, passes)
 
 
+@pytest.mark.parametrize(("how", "passes"), [("cut", 4), ("recache", 1)])
+def test_a_block_that_opens_a_scene_has_the_passes_of_a_first_one(how: str, passes: int) -> None:
+    told = (Entry(1.2, "a green star rests on white", how),)
+    request = Request("a red circle rests", 2.2, 3, "target:steps=1,first_steps=4", timeline=told)
+    blocks = list(Pipeline.embedded().stream(request))
+    assert [block.passes["target"] for block in blocks] == [4, 1, passes, 1]
+
+
 def test_the_shipped_judges_choose_a_first_block() -> None:
     pipeline = Pipeline.embedded()
     made = pipeline.generate(Request("a red circle on a blue background", 0.75, router="target:first_best=3"))

@@ -73,13 +73,14 @@ class Check:
 class Spec:
     """Options every router has. `repair=k`: a rejected block resumes from the draft after k steps (T-Stitch order;
     all of them keep the draft, -1 redoes it from noise). `refine=a+b`: instead, the draft is re-noised to level a and
-    walks a, b, 0. `steps`, `first_steps`, `draft_steps`: passes of the target, of the target on block 0, of the
-    drafter; 0 takes the levels of the plan, which are the model's own unless `steps` says otherwise. `first_best=n`:
-    block 0, and one that opens a scene alone in its move, is the best of n, each from noise of its own (see `Chooser`),
-    chosen after `first_look` passes (0: when they are finished). `ahead=n`: behind block 0, n blocks are drafted one
-    after the other, then judged and mended together: one pass of the target looks at all of them (speculative decoding,
-    2211.17192). `commit=last` keeps the keys of the last pass instead of paying a clean one; `level` is the noise level
-    of clean commits. Numbers are finite, but for LIMITS. Raises ValueError for what cannot be."""
+    walks a, b, 0. `steps`, `first_steps`, `draft_steps`: passes of the target, of the target on block 0 and on what
+    opens a scene, of the drafter; 0 takes the levels of the plan, which are the model's own unless `steps` says
+    otherwise. `first_best=n`: block 0, and one that opens a scene alone in its move, is the best of n, each from noise
+    of its own (see `Chooser`), chosen after `first_look` passes (0: when they are finished). `ahead=n`: behind block 0,
+    n blocks are drafted one after the other, then judged and mended together: one pass of the target looks at all of
+    them (speculative decoding, 2211.17192). `commit=last` keeps the keys of the last pass instead of paying a clean
+    one; `level` is the noise level of clean commits. Numbers are finite, but for LIMITS. Raises ValueError for what
+    cannot be."""
 
     repair: int = -1
     refine: tuple[float, ...] = ()

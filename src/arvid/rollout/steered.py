@@ -48,13 +48,15 @@ class Reading(Protocol):
 class Hands:
     """Who makes blocks: `routed` as the router says, `alone` where a block must not be left to chance (the target,
     unless the router never asks it); both work with the same `walkers`. `level` is the noise level of commits, `waits`
-    the number of latent frames that may wait to be written (0: the walkers see to that)."""
+    the number of latent frames that may wait to be written (0: the walkers see to that), `first` the levels of a move
+    that opens a scene, as those of block 0 (empty: those of the plan)."""
 
     routed: Proposer
     alone: Proposer
     walkers: tuple[FlowWalker, ...]
     level: float = 0.0
     waits: int = 0
+    first: tuple[float, ...] = ()
 
 
 class Steered:
@@ -87,7 +89,8 @@ class Steered:
         if self.given is not None and move.span.stop <= self.given.shape[1]:
             return Proposal(self.given[:, move.span.start : move.span.stop], source=GIVEN)
         alone |= self.given is not None and move.span.start == self.given.shape[1]
-        made = (self._hands.alone if alone else self._hands.routed).propose(move, condition, noise)
+        walked = replace(move, sigmas=self._hands.first) if cut and self._hands.first else move
+        made = (self._hands.alone if alone else self._hands.routed).propose(walked, condition, noise)
         return replace(made, opens=cut)
 
     def commit(self, move: Move, proposal: Proposal, condition: Condition) -> None:
