@@ -19,6 +19,8 @@ from arvid.models.wan.transformer import CausalWan, WanConfig
 from arvid.pipeline import Pipeline, Request, load
 from arvid.recipes import distill
 from arvid.recipes.distill import STAGES, Sizes
+from arvid.recipes.packing import Sizes as Packing
+from arvid.recipes.packing import pack
 from arvid.video import to_bytes
 from oracles import toy_family
 
@@ -47,8 +49,8 @@ def weights(runs: Path, directory: str) -> dict[str, torch.Tensor]:
 
 def test_each_method_starts_from_what_the_one_before_left(runs: Path) -> None:
     rows: list[dict[str, float]] = []
-    for name in ("consistency", "matching", "identity", "diffusion"):
-        STAGES[name](runs, SIZES, rows.append)
+    for stage in STAGES.values():
+        stage(runs, SIZES, rows.append)
     assert [sorted(row.keys() & {"loss", "first", "critic"}) for row in rows] == [
         ["first", "loss"], ["critic", "loss"], ["critic", "loss"], ["first", "loss"],
     ]  # fmt: skip
@@ -102,10 +104,9 @@ def test_a_model_that_was_made_for_few_passes_becomes_a_family(runs: Path, tmp_p
     given = load_file(lender / f"{chain[0]}.safetensors")
     for place in range(1, len(chain)):
         before, own = ("-".join(chain[: place + more]) for more in (0, 1))
-        distill.finish(given, runs / own, chain[place], before, SIZES)
+        distill.finish(given, runs / own, chain[place], before, replace(SIZES, levels=4))
     rows: list[dict[str, float]] = []
-    sizes = replace(SIZES, start=start, levels=4, passes=2, first=4, family=str(lender))
-    STAGES["pack"](runs, sizes, rows.append)
+    pack(runs, Packing(start, passes=2, first=4, family=str(lender)), rows.append)
     family, own = load(runs / start / "family"), load(lender)
     assert family.drafter is None and rows[0]["bytes"] > 0
     assert (family.card.steps, family.card.router) == (2, "target:first_steps=4")
@@ -120,19 +121,20 @@ def test_a_model_that_was_made_for_few_passes_becomes_a_family(runs: Path, tmp_p
 
 
 def test_passes_that_were_not_learned_are_refused(runs: Path, tmp_path: Path) -> None:
-    lender = toy_family.write(tmp_path / "lender")
-    (runs / "target-consistency").mkdir()
-    distill.finish(
-        load_file(lender / "target.safetensors"), runs / "target-consistency", "consistency", "target", SIZES
-    )
-    sizes = replace(SIZES, levels=4, family=str(lender))
+    lender, place = toy_family.write(tmp_path / "lender"), runs / "target-consistency"
+    place.mkdir()
+    distill.finish(load_file(lender / "target.safetensors"), place, "consistency", "target", replace(SIZES, levels=4))
+    sizes = Packing(family=str(lender))
     for wrong in ({"passes": 3}, {"first": 3}, {"passes": 0}):
-        (name, count), *_ = wrong.items()
-        with pytest.raises(ValueError, match=f"{name}={count} of a model whose levels are those of 4 passes"):
-            STAGES["pack"](runs, replace(sizes, **wrong), print)
+        [(name, count)] = wrong.items()
+        with pytest.raises(ValueError, match=f"{name}={count} of target-consistency; give one of 1, 2, 4"):
+            pack(runs, replace(sizes, **wrong), print)
     with pytest.raises(ValueError, match=r"weights missing: .*drafter-matching.*"):
-        STAGES["pack"](runs, replace(sizes, start="drafter-matching"), print)
-    assert not (runs / "target-consistency" / "family").exists()
+        pack(runs, replace(sizes, start="drafter-matching"), print)
+    (place / "made.json").write_text('{"method": "consistency", "start": "target", "steps": 1}')
+    with pytest.raises(ValueError, match=r"made.json does not say at how many levels \('sizes'\); distil again"):
+        pack(runs, sizes, print)
+    assert not (place / "family").exists()
 
 
 def test_files_among_the_latents_that_are_none_are_left_alone(runs: Path) -> None:

@@ -25,6 +25,7 @@ RECIPES = {
     "judges": "arvid.recipes.judges",
     "own_videos": "arvid.recipes.own_videos",
     "compressors": "arvid.recipes.compressors",
+    "packing": "arvid.recipes.packing",
 }
 """Recipes by name, and the module that holds their `Sizes` and `STAGES`."""
 

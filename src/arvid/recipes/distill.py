@@ -5,17 +5,15 @@ Knows: which weights a stage starts from, its sizes, rates and levels. Does not 
 
 A stage reads `runs/START/model.safetensors` and writes `runs/START-STAGE/`, so a directory's name is the chain of
 methods that made it: `target-consistency-matching` is the target, distilled along its own flow, then matched in its
-own rollouts. `made.json` beside the weights says the same as data. `pack` makes `runs/START/family` of them, which
-`--model` reads. Rates are the published ones, scaled by what a model
+own rollouts. `made.json` beside the weights says the same as data. Rates are the published ones, scaled by what a model
 of this size is trained with; they have not been searched.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +21,11 @@ import torch
 from torch import Tensor
 
 from arvid.caches.window import Window
-from arvid.cli.checkpoints import DISTILLED, step_of
-from arvid.models.family import fill, read_card
+from arvid.models.family import fill
 from arvid.models.wan.presets import EMBEDDED_DRAFTER, EMBEDDED_TARGET
 from arvid.models.wan.transformer import CausalWan, WanConfig
 from arvid.recipes.embedded import FRAMES, WINDOW, Report
-from arvid.recipes.transformers import Clips, distil_settings, keep, lent, read
+from arvid.recipes.transformers import Clips, distil_settings, keep, read
 from arvid.recipes.world import BLOCK
 from arvid.samplers.grids import few_step
 from arvid.train.consistency import Consistency
@@ -53,8 +50,7 @@ class Sizes:
     has 48), and of passes in the rollouts of the other stages; `horizon` the longest rollout in latent frames, `critic`
     its steps to one of the student's, `start` the directory in `runs` that a stage starts from (empty: `target`, and
     what consistency made of it for the stages behind that), `teacher` the directory whose flow consistency follows
-    (empty: that of `start`; a drafter may follow the target). In the family that `pack` makes a block has `passes`, the
-    first one `first` (0: as many), and `family` lends the rest (a directory, or `embedded`)."""
+    (empty: that of `start`; a drafter may follow the target)."""
 
     consistency_steps: int = 1000
     matching_steps: int = 300
@@ -66,9 +62,6 @@ class Sizes:
     critic: int = 5
     start: str = ""
     teacher: str = ""
-    passes: int = 2
-    first: int = 0
-    family: str = "embedded"
 
 
 # ---------------------------------------------------------------- stages
@@ -143,31 +136,6 @@ def matched(
     finish(train(model, objective, source, settings, directory, None, report), directory, stage, start, sizes)
 
 
-def pack(runs: Path, sizes: Sizes, report: Report) -> None:
-    """A family of one distilled transformer, by itself: a lender's other parts, and a card that walks as it was taught.
-
-    Raises ValueError for weights that are missing and for passes whose levels it was not distilled at.
-    """
-    start = sizes.start or "target-consistency"
-    weights, lender = weights_of(runs, start), lent(sizes.family)
-    card, kind, out = read_card(lender), kind_of(start), runs / start / "family"
-    step = step_of(runs / start, card)
-    for name, passes in (("passes", sizes.passes), ("first", sizes.first or sizes.passes)):
-        if passes < 1 or (step == DISTILLED and not {*few_step(passes)} <= {*few_step(sizes.levels)}):
-            raise ValueError(
-                f"{name}={passes} of a model whose levels are those of {sizes.levels} passes; give a divisor of that, "
-                "or say by --set levels= how many it was distilled at"
-            )
-    leave = shutil.ignore_patterns("*.md", "drafter.safetensors", "target.safetensors")
-    shutil.copytree(lender, out, ignore=leave, dirs_exist_ok=True)
-    shutil.copyfile(weights, out / "target.safetensors")
-    parts = {name: part for name, part in card.parts.items() if name != "drafter"} | {"target": card.parts[kind]}
-    router = f"target:first_steps={sizes.first}" if sizes.first else "target"
-    told = replace(card, name=f"{card.name}-{start}", steps=sizes.passes, step=step, router=router, parts=parts)
-    (out / "card.json").write_text(json.dumps(asdict(told), indent=2) + "\n", encoding="utf-8")
-    report({"bytes": float(sum(path.stat().st_size for path in out.rglob("*") if path.is_file()))})
-
-
 # ---------------------------------------------------------------- what goes in and out
 
 
@@ -210,6 +178,5 @@ STAGES: dict[str, Callable[[Path, Sizes, Report], None]] = {
     "matching": matching,
     "identity": identity,
     "diffusion": diffusion,
-    "pack": pack,
 }
 """Stages in the order in which they need each other."""
