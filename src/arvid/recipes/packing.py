@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from arvid.cli.checkpoints import DISTILLED, step_of
-from arvid.models.family import read_card
+from arvid.models.family import CARD, read_card
 from arvid.recipes.distill import MADE, kind_of, weights_of
 from arvid.recipes.embedded import Report
 from arvid.recipes.transformers import lent
@@ -47,13 +47,15 @@ def pack(runs: Path, sizes: Sizes, report: Report) -> None:
         if passes < 1 or (known and not {*few_step(passes)} <= {*few_step(known)}):
             fit = f"one of {', '.join(map(str, _divisors(known)))}" if known else "at least 1"
             raise ValueError(f"{name}={passes} of {sizes.start}; give {fit}, the passes it was made for")
-    leave = shutil.ignore_patterns("*.md", "drafter.safetensors", "target.safetensors")
+    # The card comes last: without one a folder is no family, whatever was copied before somebody pressed Ctrl-C.
+    (out / CARD).unlink(missing_ok=True)
+    leave = shutil.ignore_patterns("*.md", CARD, "drafter.safetensors", "target.safetensors")
     shutil.copytree(lender, out, ignore=leave, dirs_exist_ok=True)
     shutil.copyfile(weights, out / "target.safetensors")
     parts = {name: part for name, part in card.parts.items() if name != "drafter"} | {"target": card.parts[kind]}
     router = f"target:first_steps={sizes.first}" if sizes.first else "target"
     told = replace(card, name=f"{card.name}-{sizes.start}", steps=sizes.passes, step=step, router=router, parts=parts)
-    (out / "card.json").write_text(json.dumps(asdict(told), indent=2) + "\n", encoding="utf-8")
+    (out / CARD).write_text(json.dumps(asdict(told), indent=2) + "\n", encoding="utf-8")
     report({"bytes": float(sum(path.stat().st_size for path in out.rglob("*") if path.is_file()))})
 
 
