@@ -621,7 +621,9 @@ def test_a_signal_ends_the_making_of_a_block_at_once() -> None:
 @pytest.mark.slow
 def test_ctrl_c_in_a_real_process(toy: Path, tmp_path: Path, project: Path) -> None:
     command = (PROMPT, "--model", str(toy), "--seconds", "86400", "--scale", "1", "-o", "a.mp4", "--json", "a.json")
-    start = "from arvid.cli.main import main; main()"
+    # A shell's background jobs, and all they start, are deaf to Ctrl-C.
+    hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    start = hear + "from arvid.cli.main import main; main()"
     with subprocess.Popen(
         [sys.executable, "-c", start, "generate", *command, "--threads", "1"], cwd=tmp_path, stderr=subprocess.PIPE,
         text=True, env={**os.environ, "PYTHONPATH": str(project / "src")},
