@@ -178,8 +178,8 @@ class Pipeline:
         router = self._router(request)
         sigmas = self._levels(router.steps)
         router.check_repair(len(sigmas) - 1)
-        first = self._levels(router.first_steps) if router.first_steps else None
-        plan = sequential(self.latent_frames(request.seconds, given), card.block, sigmas, first, router.ahead)
+        first, frames = self._opening(router), self.latent_frames(request.seconds, given)
+        plan = sequential(frames, card.block, sigmas, first, router.ahead)
         if given:
             known = sequential(given, card.block, sigmas)
             plan = known + tuple(
@@ -200,6 +200,10 @@ class Pipeline:
         if isinstance(own, int):
             return few_step(steps or own)
         return few_step(steps, own.shift) if steps else Timetable(own.shift).levels(own.timesteps)
+
+    def _opening(self, router: Spec) -> tuple[float, ...]:
+        """The levels of what opens a video or a scene; empty: those of every other block."""
+        return self._levels(router.first_steps) if router.first_steps else ()
 
     def _router(self, request: Request) -> Spec:
         """Raises ValueError when the family lacks what a router uses."""
@@ -328,8 +332,8 @@ class Pipeline:
         alone = routed if isinstance(router, Draft) else Speculator(always, *common)
         policy = spec.build(request.past or family.card.past, POLICIES, "past")
         waits = 0 if policy.whole else WAITING * family.card.trained_frames
-        first = self._levels(router.first_steps) if router.first_steps else ()
-        return Hands(routed, alone, (target, *([drafter] if drafter else [])), router.commit_level, waits, first)
+        walkers = (target, *([drafter] if drafter else []))
+        return Hands(routed, alone, walkers, router.commit_level, waits, self._opening(router))
 
     def _walker(self, name: str, denoiser: Denoiser, request: Request, clock: Clock) -> FlowWalker:
         card = self.family.card

@@ -7,7 +7,6 @@ Every stage reads and writes below one runs directory, resumes after a kill, and
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -27,7 +26,7 @@ from arvid.models.tae import TIME_STRIDE, TAEConfig, TinyAutoencoder
 from arvid.models.text import TextEncoder
 from arvid.models.wan.presets import EMBEDDED_DRAFTER, EMBEDDED_TARGET
 from arvid.models.wan.transformer import WanConfig
-from arvid.recipes.transformers import Encoded, begun, flow_settings, keep
+from arvid.recipes.transformers import Encoded, begun, flow_settings, keep, seal
 from arvid.recipes.world import BLOCK, PIXEL_FRAMES, changing, clips, labelled_clips, labels, scene, to_pixels
 from arvid.rewards.frame import FrameReward
 from arvid.rewards.judges import JUDGES, JURY
@@ -333,8 +332,7 @@ def pack(runs: Path, sizes: Sizes, report: Report) -> None:
             shutil.copytree(runs / name / "model", out / name, dirs_exist_ok=True)
     judged = (out / "latent_judge").is_dir() or (out / "reading_judge").is_dir()
     card = replace(CARD, router=CARD.router if judged else UNJUDGED)
-    (out / "card.json").write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
-    report({"bytes": float(sum(path.stat().st_size for path in out.rglob("*") if path.is_file()))})
+    seal(out, card, report)
 
 
 UNJUDGED = "refine:levels=0.7,draft_steps=1"

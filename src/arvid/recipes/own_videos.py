@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from arvid.models.family import Card, load_autoencoder, read_card, transformer_c
 from arvid.models.tae import TIME_STRIDE, TinyAutoencoder
 from arvid.models.text import TextEncoder
 from arvid.recipes.embedded import Report
-from arvid.recipes.transformers import Rows, begun, flow_settings, keep, lent
+from arvid.recipes.transformers import Rows, begun, flow_settings, keep, lent, seal
 from arvid.train.flow import FlowBatch, TeacherForcing
 from arvid.train.trainer import train
 from arvid.video import frames_of
@@ -228,8 +228,7 @@ def pack(runs: Path, sizes: Sizes, report: Report) -> None:
     made = {part: card.parts[part] for part in ("vae", *parts)}
     router = card.router if "drafter" in parts else "target"
     told = replace(card, name=sizes.name, world="", router=router, parts=made)
-    (out / "card.json").write_text(json.dumps(asdict(told), indent=2) + "\n", encoding="utf-8")
-    report({"bytes": float(sum(path.stat().st_size for path in out.rglob("*") if path.is_file()))})
+    seal(out, told, report)
 
 
 STAGES: dict[str, Callable[[Path, Sizes, Report], None]] = {

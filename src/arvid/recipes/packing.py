@@ -12,14 +12,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from arvid.cli.checkpoints import DISTILLED, step_of
 from arvid.models.family import CARD, read_card
 from arvid.recipes.distill import MADE, kind_of, weights_of
 from arvid.recipes.embedded import Report
-from arvid.recipes.transformers import lent
+from arvid.recipes.transformers import lent, seal
 from arvid.samplers.grids import few_step
 
 
@@ -55,8 +55,7 @@ def pack(runs: Path, sizes: Sizes, report: Report) -> None:
     parts = {name: part for name, part in card.parts.items() if name != "drafter"} | {"target": card.parts[kind]}
     router = f"target:first_steps={sizes.first}" if sizes.first else "target"
     told = replace(card, name=f"{card.name}-{sizes.start}", steps=sizes.passes, step=step, router=router, parts=parts)
-    (out / CARD).write_text(json.dumps(asdict(told), indent=2) + "\n", encoding="utf-8")
-    report({"bytes": float(sum(path.stat().st_size for path in out.rglob("*") if path.is_file()))})
+    seal(out, told, report)
 
 
 def levels_of(directory: Path) -> int:

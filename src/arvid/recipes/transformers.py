@@ -11,7 +11,9 @@ a run by flow matching. Does not know: where latents come from, losses (train/),
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from arvid.models.family import CARD, Card
 from arvid.models.wan.growth import deepen
 from arvid.models.wan.transformer import CausalWan, WanConfig
 from arvid.pipeline import EMBEDDED
@@ -164,6 +167,12 @@ def distil_settings(steps: int) -> TrainConfig:
 def lent(family: str) -> Path:
     """The directory of a family that lends its parts: a path, or `embedded`."""
     return EMBEDDED if family == "embedded" else Path(family)
+
+
+def seal(directory: Path, card: Card, report: Callable[[dict[str, float]], None]) -> None:
+    """Write the card of a family whose parts are there, and tell how many bytes it has."""
+    (directory / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
+    report({"bytes": float(sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()))})
 
 
 def keep(weights: dict[str, Tensor], directory: Path) -> None:
