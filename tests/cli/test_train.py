@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def test_quiet_says_nothing(arvid: Type, done: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["cathedral"], "unknown recipe 'cathedral'; known: embedded, distill, feedback, judges, own_videos"),
+        (["cathedral"], "unknown recipe 'cathedral'; known: embedded, distill, feedback, resampling, judges"),
         (["toy", "--stage", "dance"], "recipe 'toy' has no stage 'dance'; its stages: text, latents, target, pack"),
         (["toy", "--stage", "latents", "--steps", "3"], "stage latents takes none; these do: target, text"),
         (
@@ -104,3 +105,85 @@ def test_wrong_input_starts_nothing(arvid: Type, done: list[Any], tmp_path: Path
     assert result.stderr.startswith("error: ") and said in result.stderr
     assert done == []
     assert list(tmp_path.iterdir()) == []
+
+
+RECIPE = """
+import os
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from arvid.train.trainer import TrainConfig, train
+from arvid.train.workers import Workers
+
+
+@dataclass(frozen=True)
+class Sizes:
+    target_steps: int = 4
+
+
+def target(runs, sizes, report):
+    net = nn.Linear(3, 2)
+
+    def loss(batch, generator):
+        return {"loss": net(batch).square().mean()}
+
+    def source(number):
+        if (runs / "fail").exists() and os.environ.get("RANK") == "1" and number > 2:
+            raise RuntimeError("gone")
+        (runs / f"batch-{number}").touch()
+        return torch.full((1, 3), float(number))
+
+    train(net, loss, source, TrainConfig(sizes.target_steps, log_every=1), runs / "target", None, report)
+    (runs / f"worker-{Workers.here().rank}-of-{Workers.here().count}-{torch.get_num_threads()}").touch()
+
+
+def pack(runs, sizes, report):
+    (runs / "packed").touch()
+
+
+STAGES = {"target": target, "pack": pack}
+SHARED = ("target",)
+"""
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe that other processes can import as well; where its runs are."""
+    (tmp_path / "shared_recipe.py").write_text(RECIPE, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(train.RECIPES, "shared", "shared_recipe")
+    return tmp_path / "runs"
+
+
+def test_workers_share_the_batches_and_one_speaks(arvid: Type, shared: Path) -> None:
+    words = ("train", "shared", "--stage", "target", "--workers", 2, "--threads", 1)
+    result = arvid(*words)
+    assert result.exit_code == 0, result.output
+    made = {path.name for path in shared.iterdir()}
+    assert {f"batch-{number}" for number in range(8)} | {"worker-0-of-2-1", "worker-1-of-2-1"} <= made
+    assert sum(line.startswith("target: 4/4") for line in result.stderr.splitlines()) == 1
+    assert not {"RANK", "WORLD_SIZE"} & set(os.environ), "what comes next is alone again"
+
+
+def test_a_worker_that_is_gone_ends_the_run_in_a_line(arvid: Type, shared: Path) -> None:
+    shared.mkdir()
+    (shared / "fail").touch()
+    result = arvid("train", "shared", "--stage", "target", "--workers", 2, "--threads", 1)
+    assert result.exit_code != 0
+    assert "one of 2 workers is gone; the same command goes on from the last checkpoint" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_stage_that_workers_cannot_share_is_refused(arvid: Type, shared: Path, done: list[Any]) -> None:
+    for words, said in (
+        (("shared",), "stage pack of 'shared' is not for several at once; these can: target"),
+        (("toy", "--stage", "text"), "stage text of 'toy' is not for several at once; none of its stages can"),
+    ):
+        result = arvid("train", *words, "--workers", 2)
+        assert result.exit_code == 2
+        assert said in result.stderr
+    assert not shared.exists()
+    assert done == []

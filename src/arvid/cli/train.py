@@ -7,7 +7,10 @@ resumes by itself).
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +25,7 @@ RECIPES = {
     "embedded": "arvid.recipes.embedded",
     "distill": "arvid.recipes.distill",
     "feedback": "arvid.recipes.feedback",
+    "resampling": "arvid.recipes.resampling",
     "judges": "arvid.recipes.judges",
     "own_videos": "arvid.recipes.own_videos",
     "compressors": "arvid.recipes.compressors",
@@ -47,6 +51,9 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Another size of the recipe, like batch=2; may be repeated."),
     ] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, max=256, metavar="N", help="Processes that train a transformer together.")
+    ] = 1,
     threads: Threads = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -63,11 +70,36 @@ def train(
         if name not in module.STAGES:
             raise ValueError(f"recipe {recipe!r} has no stage {name!r}; its stages: {', '.join(module.STAGES)}")
     sizes = _sized(_set(module.Sizes(), sized or []), chosen, steps)
+    if workers > 1:
+        threads = threads or max(1, (os.cpu_count() or 1) // workers)
+        _check_shared(recipe, chosen, getattr(module, "SHARED", ()))
     set_up(threads)
     runs.mkdir(exist_ok=True)
+    from arvid.train.workers import hired
+
     for name in chosen:
-        with Watch(name, _length(sizes, name), quiet) as watch:
+        with (
+            hired(workers, _help, module.__name__, name, runs, sizes, threads),
+            Watch(name, _length(sizes, name), quiet) as watch,
+        ):
             module.STAGES[name](runs, sizes, watch.report)
+
+
+def _help(module: str, stage: str, runs: Path, sizes: Any, threads: int) -> None:
+    """What a worker does that does not lead: the same stage, and says nothing of it."""
+    from arvid.cli.families import set_up
+
+    set_up(threads)
+    with suppress(Exception):  # who leads meets the same and says so, or finds this one gone
+        importlib.import_module(module).STAGES[stage](runs, sizes, lambda row: None)
+
+
+def _check_shared(recipe: str, stages: list[str], shared: Collection[str]) -> None:
+    """Raises ValueError for stages that several workers cannot train together."""
+    for name in stages:
+        if name not in shared:
+            these = f"these can: {', '.join(shared)}" if shared else "none of its stages can"
+            raise ValueError(f"--workers, but stage {name} of {recipe!r} is not for several at once; {these}")
 
 
 def _set(sizes: Any, settings: list[str]) -> Any:

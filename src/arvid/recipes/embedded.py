@@ -367,3 +367,5 @@ STAGES: dict[str, Stage] = {
     "pack": pack,
 }
 """Stages in the order in which they need each other."""
+SHARED = ("target", "drafter")
+"""Stages that several workers may train together."""

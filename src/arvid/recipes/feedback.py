@@ -123,3 +123,5 @@ def drafter(runs: Path, sizes: Sizes, report: Report) -> None:
 
 STAGES: dict[str, Callable[[Path, Sizes, Report], None]] = {"target": target, "drafter": drafter}
 """Stages in any order."""
+SHARED = ("target", "drafter")
+"""Stages that several workers may train together."""

@@ -238,3 +238,5 @@ STAGES: dict[str, Callable[[Path, Sizes, Report], None]] = {
     "pack": pack,
 }
 """Stages in the order in which they need each other."""
+SHARED = ("target", "drafter")
+"""Stages that several workers may train together."""

@@ -29,6 +29,7 @@ from arvid.pipeline import EMBEDDED
 from arvid.train.flow import FlowBatch
 from arvid.train.reading import Told, ToldBatch
 from arvid.train.trainer import TrainConfig
+from arvid.train.workers import Workers
 
 UNTOLD = 0.1
 """Share of clips that are shown without their text, so that a model can be guided away from what it makes untold."""
@@ -99,8 +100,8 @@ class Encoded:
     """The parts that `latents` made, in memory, and batches of them: a pure function of the step. Clips whose prompt
     changes stand behind the others. What is `held` is in no batch."""
 
-    def __init__(self, runs: Path, batch: int) -> None:
-        rows, self.batch = Rows.of(runs), batch
+    def __init__(self, runs: Path, batch: int, together: int = TOGETHER) -> None:
+        rows, self.batch, self.together = Rows.of(runs), batch, together
         self.plain, changed = len(rows.latents_NTCHW), read(runs, "changed")
         self.rows = replace(
             rows, latents_NTCHW=torch.cat([rows.latents_NTCHW, changed]),
@@ -113,13 +114,13 @@ class Encoded:
         self.firsts = len(rows.first_NTCHW) - min(HELD_FIRSTS, len(rows.first_NTCHW) // 8)
 
     def __call__(self, step: int) -> ToldBatch:
-        """Whole clips and TOGETHER times as many first blocks."""
+        """Whole clips and `together` times as many first blocks."""
         rng = np.random.default_rng([11, step])
         size, total = self.batch, len(self.begins)
         changed = rng.random(size) < CHANGED
         numbers = np.where(changed, rng.integers(self.plain, total, size), rng.integers(0, self.clips, size))
         whole = torch.from_numpy(numbers)
-        more = torch.from_numpy(rng.integers(0, self.firsts, TOGETHER * size))
+        more = torch.from_numpy(rng.integers(0, self.firsts, self.together * size))
         clips = replace(self.rows.batch(whole, more, rng), begins_B=self.begins[whole])
         return ToldBatch(clips, labels_of(self.whole, whole, self.begins[whole]), labels_of(self.first, more, 0 * more))
 
@@ -176,5 +177,6 @@ def seal(directory: Path, card: Card, report: Callable[[dict[str, float]], None]
 
 
 def keep(weights: dict[str, Tensor], directory: Path) -> None:
-    """Write weights in bf16."""
-    save_file({k: v.to(torch.bfloat16).contiguous() for k, v in weights.items()}, directory / "model.safetensors")
+    """Write weights in bf16; of several workers the first does."""
+    if Workers.here().leads:
+        save_file({k: v.to(torch.bfloat16).contiguous() for k, v in weights.items()}, directory / "model.safetensors")

@@ -106,11 +106,15 @@ class ReadForcing:
         """The numbers of teacher forcing; `read` is the reading loss, `right` the share of first kinds read right."""
         self._seen.clear()
         numbers = self.forcing(batch.clips, generator)
-        # The order of the passes: the clean past, the groups of blocks, the first blocks of other clips.
-        _, *groups, first = self._seen
+        # The order of the passes: every walk the clean past and the groups of blocks, then the first blocks of others.
+        *walks, first = self._seen
+        groups = self.forcing.passes.groups
         asked = [(first, batch.first)]
-        for hidden, group in zip(groups, self.forcing.passes.groups, strict=True):
-            asked.append((hidden, batch.whole.frames([start for start, _ in group], hidden.shape[1])))
+        for place, hidden in enumerate(walks):
+            number = place % (1 + len(groups)) - 1
+            if number >= 0:
+                starts = [start for start, _ in groups[number]]
+                asked.append((hidden, batch.whole.frames(starts, hidden.shape[1])))
         losses, rights = zip(*(self.reader.loss(hidden, told) for hidden, told in asked), strict=True)
         read = losses[0] + torch.stack(losses[1:]).mean()
         self._seen.clear()

@@ -1,8 +1,8 @@
 """The one trainer: steps an objective over batches, keeps an average of the weights, and survives being killed.
 
-Knows: optimiser, schedule, weight average, checkpoints, the log. Does not know: what a model is or what a loss means
-(an objective is a callable), nor where data comes from (a source is a callable of the step, so that a resumed run
-sees exactly the batches it would have seen).
+Knows: optimiser, schedule, weight average, checkpoints, the log, and that several workers may share a run. Does not
+know: what a model is or what a loss means (an objective is a callable), nor where data comes from (a source is a
+callable of a number, so that a resumed run sees exactly the batches it would have seen).
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from arvid.train.muon import Muon
+from arvid.train.workers import Workers
 
 Batch = Any
 Source = Callable[[int], Batch]
-"""The batch of a step, a pure function of it."""
+"""The batch with a number, a pure function of it: the step's, where one worker trains; of `count` workers, each takes
+one of the `count` batches of a step."""
 Objective = Callable[[Batch, torch.Generator], dict[str, Tensor]]
 """Named scalars of a batch; the entry `loss` is differentiated."""
 
@@ -42,6 +44,8 @@ class Stateful(Protocol):
         ...
 
 
+_APART = 1_000_003
+"""Between the seeds of workers."""
 Held = Callable[[nn.Module], dict[str, float]]
 """Held-out numbers of the averaged model."""
 
@@ -81,26 +85,37 @@ def train(
     """Train `model` in place and return the averaged weights. Resumes from `directory` when it holds a checkpoint
     (bit-equal to never having stopped; a `Stateful` objective goes with it); appends rows of numbers to
     `directory/log.jsonl` and hands them to `report`.
+
+    Under `torchrun` every worker steps the same weights by the mean of all gradients; the first writes and reports (its
+    own numbers). Raises ValueError for several workers of an objective that keeps a state.
     """
+    workers = Workers.here()
+    if workers.count > 1 and isinstance(objective, Stateful):
+        raise ValueError(
+            f"{workers.count} workers, but {type(objective).__name__} keeps a state of its own that they would not share; "
+            "train it by one"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     optimisers = _optimisers(model, config)
+    workers.agree(model.state_dict().values())
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    generator = torch.Generator().manual_seed(config.seed)
-    run = _Run(model, optimisers, average, generator, objective)
-    start = run.resume(directory / "checkpoint.pt")
+    generator = torch.Generator().manual_seed(config.seed + _APART * workers.rank)
+    run = _Run(model, optimisers, average, generator, objective, workers)
+    start = run.resume(directory)
     began = time.monotonic()
     for step in range(start, config.steps):
         for group in (group for optimiser in optimisers for group in optimiser.param_groups):
             group["lr"] = config.rate(step)
-        numbers = objective(source(step), generator)
+        numbers = objective(source(step * workers.count + workers.rank), generator)
         numbers["loss"].backward()
+        workers.average(p.grad for p in model.parameters() if p.grad is not None)
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         _blend(average, model, min(config.average, (1 + step) / (10 + step)))
         last = step + 1 == config.steps
-        if (step + 1) % config.log_every == 0 or last:
+        if workers.leads and ((step + 1) % config.log_every == 0 or last):
             row = {
                 "step": step + 1,
                 **{name: float(value.detach()) for name, value in numbers.items()},
@@ -109,8 +124,8 @@ def train(
             row["seconds_per_step"] = (time.monotonic() - began) / (step + 1 - start)
             _log(directory, row, report)
         if (step + 1) % config.save_every == 0 or last:
-            run.save(directory / "checkpoint.pt", step + 1)
-            if held:
+            run.save(directory, step + 1)
+            if held and workers.leads:
                 _log(directory, {"step": step + 1, **_with_weights(model, average, held)}, report)
     return average
 
@@ -160,24 +175,33 @@ class _Run:
     average: dict[str, Tensor]
     generator: torch.Generator
     objective: Objective
+    workers: Workers
 
-    def save(self, path: Path, step: int) -> None:
-        """Written beside and renamed, so a kill at any moment leaves a whole checkpoint."""
-        part = path.with_suffix(".part")
+    def save(self, directory: Path, step: int) -> None:
+        """Written beside and renamed, so a kill at any moment leaves a whole checkpoint; of workers behind the first
+        the generator alone, before the first writes."""
+        if not self.workers.leads:
+            held: dict[str, Any] = {"generator": self.generator.get_state(), "step": step}
+            _write(held, self._path(directory))
+            self.workers.wait()
+            return
         held = {
             "model": self.model.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "average": self.average,
             "generator": self.generator.get_state(),
             "step": step,
+            "workers": self.workers.count,
         }
         if isinstance(self.objective, Stateful):
             held["objective"] = self.objective.state()
-        torch.save(held, part)
-        os.replace(part, path)
+        self.workers.wait()
+        _write(held, self._path(directory))
 
-    def resume(self, path: Path) -> int:
-        """The step to go on with. Raises ValueError when the checkpoint is of another kind of objective."""
+    def resume(self, directory: Path) -> int:
+        """The step to go on with. Raises ValueError when the checkpoint is of another kind of objective, or of another
+        number of workers."""
+        path = directory / "checkpoint.pt"
         if not path.exists():
             return 0
         held = torch.load(path, weights_only=True)
@@ -188,14 +212,27 @@ class _Run:
                 f"{path} was saved by another objective: {type(self.objective).__name__} {kept} a state of its own; "
                 "use a directory per method"
             )
+        count = held.get("workers", 1)
+        if count != self.workers.count:
+            raise ValueError(f"{path} was saved by {count} workers, this run has {self.workers.count}; go on with {count}")
         self.model.load_state_dict(held["model"])
         for optimiser, state in zip(self.optimisers, held["optimisers"], strict=True):
             optimiser.load_state_dict(state)
         self.average.update(held["average"])
-        self.generator.set_state(held["generator"])
+        own = held if self.workers.leads else torch.load(self._path(directory), weights_only=True)
+        self.generator.set_state(own["generator"])
         if isinstance(self.objective, Stateful):
             self.objective.restore(held["objective"])
         return int(held["step"])
+
+    def _path(self, directory: Path) -> Path:
+        return directory / ("checkpoint.pt" if self.workers.leads else f"checkpoint-{self.workers.rank}.pt")
+
+
+def _write(held: dict[str, Any], path: Path) -> None:
+    part = path.with_suffix(".part")
+    torch.save(held, part)
+    os.replace(part, path)
 
 
 def _log(directory: Path, row: dict[str, float], report: Callable[[dict[str, float]], None]) -> None:

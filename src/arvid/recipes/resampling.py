@@ -1,0 +1,79 @@
+"""The recipe of resampled pasts: a trained target learns to go on from what it made itself.
+
+Knows: where latents and transformers of a run lie, sizes, rates. Does not know: losses (train/resampling.py), networks.
+
+The stage reads `runs/START/model.safetensors` and writes `runs/START-resampled/`; first blocks stay what the start makes
+of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from arvid.caches.window import Window
+from arvid.recipes.distill import trained
+from arvid.recipes.embedded import FRAMES, WINDOWS, Report
+from arvid.recipes.transformers import Encoded, flow_settings, keep
+from arvid.recipes.world import BLOCK
+from arvid.train.reading import CellReader, ReadForcing
+from arvid.train.resampling import ResampledForcing
+from arvid.train.trainer import TrainConfig, train
+from arvid.worlds.grammar import SHAPES, SIZES, THING_COLOURS
+
+
+READER = TrainConfig(120, 1e-2, warmup=10, average=0.9, save_every=60)
+"""Of the reader alone, while the model stands still."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything: whole clips of a worker's step, first blocks to each of them; `rate` is the learning
+    rate, `start` a folder in `runs`."""
+
+    target_steps: int = 1600
+    batch: int = 3
+    firsts: int = 5
+    rate: float = 7e-4
+    start: str = "target"
+
+
+def target(runs: Path, sizes: Sizes, report: Report) -> None:
+    """The target, behind its own blocks."""
+    data, model = Encoded(runs, sizes.batch, sizes.firsts), trained(runs, sizes.start)
+    keeper = trained(runs, sizes.start).to(torch.bfloat16).requires_grad_(False)
+    reader = CellReader(
+        model.config.dim, model.config.patch_size[1:], (len(SHAPES) + 1, len(SIZES) + 1, len(THING_COLOURS) + 1)
+    )
+    forcing = ResampledForcing(model, keeper, FRAMES, BLOCK, *map(Window, WINDOWS))
+    objective = ReadForcing(forcing, reader, model.blocks[model.config.num_layers // 2])
+    together = nn.ModuleDict({"model": model, "reader": reader})
+    directory = runs / f"{sizes.start}-resampled"
+    # The reader of the start was thrown away: a new one first learns to read what is there, and teaches afterwards.
+    model.requires_grad_(False)
+    reader.load_state_dict(
+        {
+            name.removeprefix("reader."): value
+            for name, value in train(together, objective, data, READER, directory / "reader", None, report).items()
+            if name.startswith("reader.")
+        }
+    )
+    model.requires_grad_(True)
+
+    def numbers(_: nn.Module) -> dict[str, float]:
+        found = forcing(data.held, torch.Generator().manual_seed(1))
+        return {f"held_{name}": float(found[name]) for name in ("all", "own", "first")}
+
+    held = numbers if len(data.held.latents_BTCHW) else None
+    average = train(together, objective, data, flow_settings(sizes.target_steps, sizes.rate), directory, held, report)
+    keep({k.removeprefix("model."): v for k, v in average.items() if k.startswith("model.")}, directory)
+
+
+STAGES: dict[str, Callable[[Path, Sizes, Report], None]] = {"target": target}
+"""The one stage."""
+SHARED = ("target",)
+"""Stages that several workers may train together."""

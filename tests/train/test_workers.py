@@ -1,0 +1,125 @@
+"""Several workers, one run: what two learn from two halves of a batch is what one learns from the whole."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from arvid.train.trainer import TrainConfig, train
+from arvid.train.workers import Workers
+
+CONFIG = TrainConfig(steps=7, learning_rate=0.05, warmup=2, save_every=3, log_every=7, average=0.9, muon="inner")
+COUNT = 2
+
+
+class Net(nn.Module):
+    """A matrix and a vector; `seed` says how they begin."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.inner, self.outer = nn.Linear(5, 8), nn.Linear(8, 2)
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        return self.outer(torch.tanh(self.inner(x_BD)))
+
+
+def half(number: int) -> Tensor:
+    return torch.randn(6, 5, generator=torch.Generator().manual_seed(number))
+
+
+def both(step: int) -> Tensor:
+    return torch.cat([half(COUNT * step + number) for number in range(COUNT)])
+
+
+def trained(directory: Path, source: object = both, seed: int = 0, noise: float = 0.0, death: int = -1) -> Net:
+    """A net after a run in `directory`; its loss depends on the generator by `noise`."""
+    net = Net(seed)
+
+    def loss(batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        drawn = noise * torch.randn(len(batch), 2, generator=generator)
+        return {"loss": (net(batch) - batch[:, :2] - drawn).square().mean()}
+
+    def deadly(number: int) -> Tensor:
+        if number // COUNT == death:
+            raise KeyboardInterrupt
+        return source(number)  # type: ignore[operator]
+
+    try:
+        average = train(net, loss, deadly, CONFIG, directory)
+    except KeyboardInterrupt:
+        return net
+    torch.save([net.state_dict(), average], directory / f"end-{Workers.here().rank}.pt")
+    return net
+
+
+def alone() -> None:
+    """What every worker of these tests does; the directory is the first word, the rest says how."""
+    directory, noise, death = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+    # They begin with other weights, and agree on the leader's.
+    trained(directory, half, seed=int(os.environ["RANK"]), noise=noise, death=death)
+
+
+def run(directory: Path, noise: float = 0.0, death: int = -1, count: int = COUNT) -> list[list[dict[str, Tensor]]]:
+    """The ends of a run by `count` processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, __file__, str(directory), str(noise), str(death)]
+    started = [subprocess.Popen(words, env={**os.environ, **own, "RANK": str(rank)}) for rank in range(count)]
+    assert [process.wait(120) for process in started] == [0] * count
+    ends = [directory / f"end-{rank}.pt" for rank in range(count)]
+    return [torch.load(path, weights_only=True) for path in ends if path.exists()]
+
+
+def test_two_workers_are_one_with_both_halves(tmp_path: Path) -> None:
+    whole = trained(tmp_path / "one")
+    ends = run(tmp_path / "two")
+    assert len(ends) == COUNT
+    for weights, average in ends:
+        for name, value in whole.state_dict().items():
+            torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5)
+        assert all(torch.equal(average[name], ends[0][1][name]) for name in average)
+    rows = (tmp_path / "two" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 1, "the leader reports for all"
+
+
+def test_killed_and_resumed_is_never_stopped(tmp_path: Path) -> None:
+    """With noise that every worker draws for itself."""
+    ends = run(tmp_path / "whole", noise=0.5)
+    assert run(tmp_path / "parts", noise=0.5, death=5) == []
+    again = run(tmp_path / "parts", noise=0.5)
+    for one, other in zip(ends, again, strict=True):
+        for kind, same in zip(one, other, strict=True):
+            assert all(torch.equal(kind[name], same[name]) for name in kind)
+
+
+def test_what_workers_cannot_share_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "two")
+    with pytest.raises(ValueError, match="saved by 2 workers, this run has 1; go on with 2"):
+        trained(tmp_path / "two")
+
+    class Keeps:
+        def state(self) -> dict[str, object]:
+            return {}
+
+        def restore(self, state: dict[str, object]) -> None: ...
+
+        def __call__(self, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+            raise AssertionError("never asked")
+
+    monkeypatch.setattr(Workers, "here", classmethod(lambda cls: cls(1, 2)))
+    with pytest.raises(ValueError, match="2 workers, but Keeps keeps a state of its own"):
+        train(Net(), Keeps(), half, CONFIG, tmp_path / "kept")
+
+
+if __name__ == "__main__":
+    alone()
