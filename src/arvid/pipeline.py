@@ -144,9 +144,10 @@ def load(directory: Path | str = EMBEDDED, device: str = "cpu") -> Family:
     text = TextEncoder.load(directory / "text").to(where)
     drafter = load_transformer(directory, card, "drafter", where) if "drafter" in card.parts else None
     reward = FrameReward.load(directory / "reward", text.encode).to(where) if "reward" in card.parts else None
+    codec = load_autoencoder(directory, card, where)
     return Family(
         card, load_transformer(directory, card, "target", where), drafter,
-        load_autoencoder(directory, card, where), text, reward, where, judges_of(directory, reward, where),
+        codec, text, reward, where, judges_of(directory, reward, codec.encode, where),
         stories.acts if card.world == "shapes" else whole,
     )  # fmt: skip
 

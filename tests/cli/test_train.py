@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from arvid.cli import train
+from arvid.train.workers import Workers
 
 Type = Callable[..., Any]
 Report = Callable[[dict[str, float]], None]
@@ -108,7 +108,6 @@ def test_wrong_input_starts_nothing(arvid: Type, done: list[Any], tmp_path: Path
 
 
 RECIPE = """
-import os
 import sys
 from dataclasses import dataclass
 
@@ -131,7 +130,7 @@ def target(runs, sizes, report):
         return {"loss": net(batch).square().mean()}
 
     def source(number):
-        if (runs / "fail").exists() and os.environ.get("RANK") == "1" and number > 2:
+        if (runs / "fail").exists() and Workers.here().rank == 1 and number > 2:
             raise RuntimeError("gone")
         (runs / f"batch-{number}").touch()
         return torch.full((1, 3), float(number))
@@ -165,7 +164,7 @@ def test_workers_share_the_batches_and_one_speaks(arvid: Type, shared: Path) -> 
     made = {path.name for path in shared.iterdir()}
     assert {f"batch-{number}" for number in range(8)} | {"worker-0-of-2-1", "worker-1-of-2-1"} <= made
     assert sum(line.startswith("target: 4/4") for line in result.stderr.splitlines()) == 1
-    assert not {"RANK", "WORLD_SIZE"} & set(os.environ), "what comes next is alone again"
+    assert Workers.here() == Workers(0, 1), "what comes next is alone again"
 
 
 def test_a_worker_that_is_gone_ends_the_run_in_a_line(arvid: Type, shared: Path) -> None:

@@ -13,6 +13,7 @@ from arvid.rewards.judges import judges_of
 from arvid.rewards.jury import EVIDENCE, Jury
 from arvid.rewards.latent import LatentJudge, LatentJudgeConfig
 from arvid.rewards.reading import Meaning, ReadingJudge, ReadingJudgeConfig
+from arvid.rewards.rereading import RereadingJudge
 from arvid.types import Candidate, Condition
 
 MEANING = Meaning([[3.0, 6.0], [4.0, 7.0]], ["still", "move", "orbit"], [[0.0, 0.0], [1.0, 0.0]], [0.5, 1.5], 3)
@@ -34,9 +35,15 @@ def witnesses() -> tuple[LatentJudge, ReadingJudge]:
     return latent, ReadingJudge(config).eval()
 
 
+def encode(v_BTCHW: Tensor) -> Tensor:
+    """What two videos of three frames look like to a codec."""
+    assert v_BTCHW.shape == (2, 3, 3, 8, 8)
+    return torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(7))
+
+
 def jury() -> Jury:
     latent, reading = witnesses()
-    return Jury(Written(), latent, reading).eval()
+    return Jury(Written(), latent, reading, RereadingJudge(reading, encode)).eval()
 
 
 def candidate() -> Candidate:
@@ -58,6 +65,9 @@ def test_the_evidence_is_what_each_witness_says() -> None:
     for name, term in reading.terms(candidate()).items():
         torch.testing.assert_close(heard[name], term)
         torch.testing.assert_close(heard[f"{name}-root"].square(), term, atol=1e-5, rtol=1e-4)
+    for name, term in RereadingJudge(reading, encode).terms(candidate()).items():
+        torch.testing.assert_close(heard[f"seen-{name}"], term)
+        torch.testing.assert_close(heard[f"seen-{name}-root"].square(), term, atol=1e-5, rtol=1e-4)
 
 
 def test_the_score_is_a_logistic_of_the_evidence() -> None:
@@ -75,8 +85,8 @@ def test_a_family_finds_its_jury_behind_its_witnesses(tmp_path: Path) -> None:
     reading.save(tmp_path / "reading_judge")
     made = jury()
     made.save(tmp_path / "jury_judge")
-    found = judges_of(tmp_path, Written(), torch.device("cpu"))
-    assert list(found) == ["latent", "reading", "jury"]
+    found = judges_of(tmp_path, Written(), encode, torch.device("cpu"))
+    assert list(found) == ["latent", "reading", "rereading", "jury"]
     torch.testing.assert_close(found["jury"].score_block(candidate()), made.score_block(candidate()))
     assert {entry.name for entry in (tmp_path / "jury_judge").iterdir()} == {"config.json", "model.safetensors"}
     assert set(made.state_dict()) == {"weigh.weight", "weigh.bias"}, "witnesses are no part of the weights"
@@ -87,13 +97,15 @@ def test_a_jury_without_a_witness_or_of_other_evidence_is_refused(tmp_path: Path
     place = tmp_path / "jury_judge"
     jury().save(place)
     with pytest.raises(ValueError, match="hears the judge 'latent', the family lacks it"):
-        judges_of(tmp_path, Written(), torch.device("cpu"))
+        judges_of(tmp_path, Written(), encode, torch.device("cpu"))
     latent.save(tmp_path / "latent_judge")
     with pytest.raises(ValueError, match="hears the judge 'reading', the family lacks it"):
-        judges_of(tmp_path, Written(), torch.device("cpu"))
+        judges_of(tmp_path, Written(), encode, torch.device("cpu"))
     reading.save(tmp_path / "reading_judge")
+    with pytest.raises(ValueError, match="hears the judge 'rereading', the family lacks it"):
+        judges_of(tmp_path, Written(), None, torch.device("cpu"))
     with pytest.raises(ValueError, match="hears the frame reward, the family lacks it"):
-        judges_of(tmp_path, None, torch.device("cpu"))
+        judges_of(tmp_path, None, encode, torch.device("cpu"))
     (place / "config.json").write_text(json.dumps({"evidence": ["worst"]}))
     with pytest.raises(ValueError, match=r"the jury in .* is damaged \(weights of other evidence"):
-        judges_of(tmp_path, Written(), torch.device("cpu"))
+        judges_of(tmp_path, Written(), encode, torch.device("cpu"))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from arvid.train.trainer import TrainConfig, train
-from arvid.train.workers import Workers
+from arvid.train.workers import Workers, join, leave
 
 CONFIG = TrainConfig(steps=7, learning_rate=0.05, warmup=2, save_every=3, log_every=7, average=0.9, muon="inner")
 COUNT = 2
@@ -64,7 +64,9 @@ def alone() -> None:
     """What every worker of these tests does; the directory is the first word, the rest says how."""
     directory, noise, death = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
     # They begin with other weights, and agree on the leader's.
-    trained(directory, half, seed=int(os.environ["RANK"]), noise=noise, death=death)
+    join()
+    trained(directory, half, seed=Workers.here().rank, noise=noise, death=death)
+    leave()
 
 
 def run(directory: Path, noise: float = 0.0, death: int = -1, count: int = COUNT) -> list[list[dict[str, Tensor]]]:

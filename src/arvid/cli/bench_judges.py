@@ -66,13 +66,15 @@ def judges(
 
 
 def _lent(family: Family, directories: dict[str, Path | None]) -> Family:
-    """A family with judges of blocks that it lacks, by their names, from their directories."""
+    """A family with judges of blocks that it lacks, by their names, from their directories; a reading judge rereads."""
     from dataclasses import replace
 
-    from arvid.rewards.judges import JUDGES
+    from arvid.models.tae import TinyAutoencoder
+    from arvid.rewards.judges import JUDGES, reread
 
     lent = {name: JUDGES[name].load(path).to(family.device) for name, path in directories.items() if path}
-    return replace(family, judges={**family.judges, **lent})
+    encode = family.decoder.encode if isinstance(family.decoder, TinyAutoencoder) else None
+    return replace(family, judges={**family.judges, **lent, **reread(lent, encode)})
 
 
 def noise_levels(text: str, option: str, clean: bool = False) -> tuple[float, ...]:

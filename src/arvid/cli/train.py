@@ -75,8 +75,12 @@ def train(
         _check_shared(recipe, chosen, getattr(module, "SHARED", ()))
     set_up(threads)
     runs.mkdir(exist_ok=True)
-    from arvid.train.workers import hired
+    from arvid.train.workers import Workers, hired, join
 
+    if workers == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun has begun this process and others
+        _check_shared(recipe, chosen, getattr(module, "SHARED", ()))
+        join()
+        quiet = quiet or not Workers.here().leads
     for name in chosen:
         with (
             hired(workers, _help, module.__name__, name, runs, sizes, threads),

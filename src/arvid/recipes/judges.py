@@ -32,9 +32,10 @@ from arvid.recipes.reading_judge import reading_judge
 from arvid.recipes.transformers import read
 from arvid.recipes.world import BLOCK, scene
 from arvid.rewards.block import BlockJudge, BlockJudgeConfig
-from arvid.rewards.jury import Jury
+from arvid.rewards.jury import HEARD, Jury
 from arvid.rewards.latent import LatentJudge, LatentJudgeConfig
 from arvid.rewards.reading import ReadingJudge
+from arvid.rewards.rereading import RereadingJudge
 from arvid.samplers.grids import few_step
 from arvid.samplers.steps import STEPS
 from arvid.train.judges import (
@@ -132,12 +133,13 @@ def jury(runs: Path, sizes: Sizes, report: Report) -> None:
     of the last fifth of the prompts, which have no part in the weights."""
     pipeline = Pipeline(load(runs / "family"))
     family = pipeline.family
-    latent, reads = family.judges.get("latent"), family.judges.get("reading")
+    latent, reads, rereads = (family.judges.get(name) for name in HEARD)
     if family.reward is None or not isinstance(latent, LatentJudge) or not isinstance(reads, ReadingJudge):
         raise ValueError(
             f"{runs / 'family'} lacks the frame reward, the latent or the reading judge; train and pack them"
         )
-    hearing = Jury(family.reward, latent, reads)
+    assert isinstance(rereads, RereadingJudge)  # a family with a reading judge has it
+    hearing = Jury(family.reward, latent, reads, rereads)
     evidence, marks = [], []
     for number in range(sizes.jury_prompts):
         asked = Asked(1, (1,), SECONDS, JURY_STEPS[number % len(JURY_STEPS)], (), GOOD)

@@ -25,7 +25,6 @@ from arvid.train.resampling import ResampledForcing
 from arvid.train.trainer import TrainConfig, train
 from arvid.worlds.grammar import SHAPES, SIZES, THING_COLOURS
 
-
 READER = TrainConfig(120, 1e-2, warmup=10, average=0.9, save_every=60)
 """Of the reader alone, while the model stands still."""
 

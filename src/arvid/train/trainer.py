@@ -86,14 +86,14 @@ def train(
     (bit-equal to never having stopped; a `Stateful` objective goes with it); appends rows of numbers to
     `directory/log.jsonl` and hands them to `report`.
 
-    Under `torchrun` every worker steps the same weights by the mean of all gradients; the first writes and reports (its
-    own numbers). Raises ValueError for several workers of an objective that keeps a state.
+    Several workers (`train.workers`) step the same weights by the mean of all gradients; the first writes and reports
+    (its own numbers). Raises ValueError for several workers of an objective that keeps a state.
     """
     workers = Workers.here()
     if workers.count > 1 and isinstance(objective, Stateful):
         raise ValueError(
-            f"{workers.count} workers, but {type(objective).__name__} keeps a state of its own that they would not share; "
-            "train it by one"
+            f"{workers.count} workers, but {type(objective).__name__} keeps a state of its own that they would not "
+            "share; train it by one"
         )
     directory.mkdir(parents=True, exist_ok=True)
     optimisers = _optimisers(model, config)
@@ -214,7 +214,9 @@ class _Run:
             )
         count = held.get("workers", 1)
         if count != self.workers.count:
-            raise ValueError(f"{path} was saved by {count} workers, this run has {self.workers.count}; go on with {count}")
+            raise ValueError(
+                f"{path} was saved by {count} workers, this run has {self.workers.count}; go on with {count}"
+            )
         self.model.load_state_dict(held["model"])
         for optimiser, state in zip(self.optimisers, held["optimisers"], strict=True):
             optimiser.load_state_dict(state)

@@ -1,13 +1,12 @@
-"""Several processes that train one model: each walks batches of its own, gradients are averaged, all take the same step.
+"""Several processes that train one model: each walks batches of its own, and all step by the mean of the gradients.
 
-Knows: how many workers there are and which one this is (as `torchrun` says by RANK and WORLD_SIZE), how they agree on
-weights and on gradients, how those of one machine are begun and ended. Does not know: models, objectives, batches,
+Knows: how many workers there are and which one this is, how they find each other, how they agree on weights and on
+gradients, how those of one machine are begun and ended. Does not know: models, objectives, batches,
 schedules.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -32,13 +31,10 @@ class Workers:
 
     @classmethod
     def here(cls) -> Workers:
-        """What the environment says; one worker where it says nothing. Joins the others, waiting for them if need be."""
-        count = int(os.environ.get("WORLD_SIZE", "1"))
-        if count == 1:
-            return cls()
-        if not dist.is_initialized():
-            dist.init_process_group()  # gloo for what lies on the CPU, nccl on accelerators
-        return cls(dist.get_rank(), dist.get_world_size())
+        """This process among those it was joined to; one worker where it was joined to none."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
 
     @property
     def leads(self) -> bool:
@@ -75,20 +71,22 @@ class Workers:
 
 @contextmanager
 def hired(count: int, work: Callable[..., None], *given: Any) -> Iterator[None]:
-    """Within it this process leads and `count` - 1 new ones do `work(*given)`, which `spawn` must be able to hand over;
-    they end with it, whatever happens. Several machines are joined by `torchrun`, which says the same to each."""
+    """Within it this process leads, and `count` - 1 new ones on this machine do `work(*given)`, which must be what
+    `spawn` can hand over; they end with it, whatever happens."""
     if count == 1:
         yield
         return
     with socket.socket() as free:
         free.bind((HOME, 0))
-        place = {"WORLD_SIZE": str(count), "MASTER_ADDR": HOME, "MASTER_PORT": str(free.getsockname()[1])}
+        place = f"tcp://{HOME}:{free.getsockname()[1]}"
     new = get_context("spawn")
-    others = [new.Process(target=_work, args=(place, rank, work, given), daemon=True) for rank in range(1, count)]
-    os.environ.update(place, RANK="0")
+    others = [
+        new.Process(target=_work, args=(place, rank, count, work, given), daemon=True) for rank in range(1, count)
+    ]
     for other in others:
         other.start()
     try:
+        join(place, 0, count)
         yield
         for other in others:
             other.join()
@@ -96,14 +94,24 @@ def hired(count: int, work: Callable[..., None], *given: Any) -> Iterator[None]:
         for other in others:
             other.terminate()
             other.join()
-        for name in (*place, "RANK"):
-            del os.environ[name]
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave()
 
 
-def _work(place: dict[str, str], rank: int, work: Callable[..., None], given: tuple[Any, ...]) -> None:
+def join(place: str = "env://", rank: int = -1, count: int = -1) -> None:
+    """Wait for the others at a place; by default as `torchrun` has told this process. Tensors on the CPU go by gloo,
+    those of accelerators by nccl."""
+    dist.init_process_group(init_method=place, rank=rank, world_size=count)
+
+
+def leave() -> None:
+    """Be alone again."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _work(place: str, rank: int, count: int, work: Callable[..., None], given: tuple[Any, ...]) -> None:
     # Who leads hears Ctrl-C and ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.update(place, RANK=str(rank))
+    join(place, rank, count)
     work(*given)
+    leave()
