@@ -2,8 +2,8 @@
 
 Knows: where latents and transformers of a run lie, sizes, rates. Does not know: losses (train/resampling.py), networks.
 
-The stage reads `runs/START/model.safetensors` and writes `runs/START-resampled/`; first blocks stay what the start makes
-of them.
+The stage reads `runs/START/model.safetensors` and writes `runs/START-resampled/`; first blocks stay what the start
+makes of them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The jury: what several judges say of a block, weighed as drafts and an oracle have taught it.
 
 Knows: what each witness says (the frame reward of the worst frame and of all, the latent judge, every term of the
-reading judge, of latents and of pixels), one weight for each, the directory they are kept in. Does not know: how the weights were found
-(`train.weighing`), the witnesses' networks, who asks.
+reading judge, of latents and of pixels), one weight for each, the directory they are kept in. Does not know: how the
+weights were found (`train.weighing`), the witnesses' networks, who asks.
 
 A product of scores takes every judge at its word; a weighted sum of what they say knows how far each is to be believed
 (stacking: Wolpert, 1992). The score is an estimate of the oracle's mark of the block, so it is calibrated where the
