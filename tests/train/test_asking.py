@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from arvid.rewards.reading import WEIGHTS, Asked, Asking, BlockReader, SceneReader, distance
+from arvid.rewards.reading import MARKS, WEIGHTS, Asked, Asking, BlockReader, SceneReader, distance
 from arvid.train.asking import BlockReading, LabelledBlocks, SceneReading, ToldScenes, asked, classes, meaning
 from arvid.train.reading import Told
 from arvid.train.text import targets
-from arvid.worlds.grammar import SHAPES, SIZES, parse
+from arvid.worlds.grammar import SHAPES, SIZES, SPEEDS, parse
 from arvid.worlds.labels import label
 from arvid.worlds.shapes import RADII, SIZE
 
@@ -97,6 +97,33 @@ def test_motion_by_hand() -> None:
     assert motion(ONE.replace("right", "left")) == pytest.approx(1.5**2 + 0.25)
     turning = (1 - math.sqrt(0.5)) ** 2
     assert motion(ONE.replace("moves right", "orbits clockwise")) == pytest.approx(turning, abs=1e-2)
+
+
+def test_pace_by_hand() -> None:
+    """A thing that should creep and stands still is off by its whole pace; noise of its cells does not count."""
+    paces = dict(zip(SPEEDS, meaning().paces, strict=True))
+    said = {"slow": "slowly", "medium": "steadily", "fast": "quickly"}
+    for speed, pace in paces.items():
+        z = film(ONE)
+        z[:, :, 3:] = 0.0
+        found = Asking(Perfect())(z, asked(classes([parse(ONE.replace("steadily", said[speed])).scene])))
+        assert float(found["motion"][0]) == pytest.approx(pace**2, rel=1e-4)
+        assert float(found["pace"][0]) == pytest.approx(pace**2 / (pace**2 + 0.25), rel=1e-4)
+    z = film(ONE)
+    there = z[:, :, 2] > 0
+    z[:, :, 3] = torch.where(there, paces["medium"] + torch.tensor([1.0, -1.0]).repeat(4), 0.0)
+    balanced = (z[:, 1:, 3] * there[:, 1:]).sum((-2, -1)) / there[:, 1:].sum((-2, -1))
+    wanted = float(((balanced - paces["medium"]).square() / (paces["medium"] ** 2 + 0.25)).mean())
+    found = Asking(Perfect())(z, asked(classes([parse(ONE).scene])))
+    assert float(found["pace"][0]) == pytest.approx(wanted, abs=1e-4)
+    assert float(found["motion"][0]) > 0.9 > 2 * wanted
+
+
+def test_pace_is_looked_at_and_not_learned_from() -> None:
+    found = {name: torch.ones(1) for name in MARKS}
+    slower = {**found, "pace": torch.zeros(1)}
+    assert float(distance(found)) == float(distance(slower))
+    assert float(distance(found, MARKS)) > float(distance(slower, MARKS))
 
 
 def test_a_scene_of_fewer_things_is_not_measured_by_its_neighbours() -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from arvid.rewards import parts
 from arvid.rewards.latent import LatentJudge
-from arvid.rewards.reading import WEIGHTS, ReadingJudge
+from arvid.rewards.reading import MARKS, ReadingJudge
 from arvid.rewards.rereading import RereadingJudge
 from arvid.types import BlockReward, Candidate, Reward
 
@@ -33,8 +33,8 @@ FAINT = 1e-3
 """Scores below this count as this, so that a logarithm has an end."""
 EVIDENCE = (
     "worst", "frames", "latent", "worst-log", "frames-log", "latent-log",
-    *(f"{term}{kind}" for term in WEIGHTS for kind in ("", "-root")),
-    *(f"seen-{term}{kind}" for term in WEIGHTS for kind in ("", "-root")),
+    *(f"{term}{kind}" for term in MARKS for kind in ("", "-root")),
+    *(f"seen-{term}{kind}" for term in MARKS for kind in ("", "-root")),
 )  # fmt: skip
 """Scores and their logarithms, and the terms of what is read and of what is seen, and their roots."""
 

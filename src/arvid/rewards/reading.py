@@ -28,8 +28,10 @@ from arvid.types import Candidate
 
 WEIGHTS = {"shape": 1.0, "size": 0.5, "cells": 1.0, "stray": 0.5, "motion": 0.5}
 """Of the terms of the distance: nats, nats, log ratios (see NEAR), log nats, squared pixels per frame."""
-MARKS = {"shape": 1.0, "size": 1.0, "cells": 1.5, "stray": 0.5, "motion": 2.0}
+MARKS = {"shape": 1.0, "size": 1.0, "cells": 1.5, "stray": 0.5, "motion": 2.0, "pace": 4.0}
 """The same where blocks are ranked and nothing learns from it (docs/log.md says how they were chosen)."""
+SLOW = 0.5
+"""Pixels per frame by which a thing that should stand still is off as much as one that is off by its whole pace."""
 NEAR = 0.25
 """The log of a number of cells costs its square when it is so near the usual one, and from there on its distance: what
 is missing pulls no harder than what is a little too large, or all things would grow to make up for a few."""
@@ -160,7 +162,7 @@ class Asking:
         self.reader = reader
 
     def __call__(self, z_NTCHW: Tensor, asked: Asked) -> dict[str, Tensor]:
-        """The terms [N], by the names in WEIGHTS; all are 0 or near for true blocks."""
+        """The terms [N], by the names in MARKS; all are 0 or near for true blocks."""
         *logits, velocity_NTYX2 = self.reader(z_NTCHW)
         colour_NTYXC = logits[2].softmax(-1)
         here_NKTYX = _of_things(colour_NTYXC, asked.classes_NKJ[..., 2]) * asked.there_NK[..., None, None, None]
@@ -176,13 +178,15 @@ class Asking:
         fine = (colour_NTYXC[..., 0] + here_NKTYX.sum(1)).clamp(SURE, 1)
         terms["stray"] = torch.log1p(-fine.log().sum((2, 3)).mean(1))
         # A stream's first frame has no frame before it to move from.
-        terms["motion"] = _mean(_where(_misses(velocity_NTYX2[:, 1:], asked), fixed[:, :, 1:]), asked)
+        terms["motion"] = _mean(_where(_misses(velocity_NTYX2[:, None, 1:], asked), fixed[:, :, 1:]), asked)
+        terms["pace"] = _mean(_off_pace(velocity_NTYX2[:, 1:], here_NKTYX[:, :, 1:], asked), asked)
         return terms
 
 
 def distance(terms: dict[str, Tensor], weights: Mapping[str, float] = WEIGHTS) -> Tensor:
-    """One number [N] from the terms; its logarithm keeps hopeless blocks from outweighing those that can be mended."""
-    total = torch.stack([weights[name] * term for name, term in terms.items()]).sum(0)
+    """One number [N] from those terms that have a weight; its logarithm keeps hopeless blocks from outweighing those
+    that can be mended."""
+    total = torch.stack([weights[name] * term for name, term in terms.items() if name in weights]).sum(0)
     return torch.log1p(total)
 
 
@@ -192,9 +196,18 @@ def _of_things(x_NTYXC: Tensor, class_NK: Tensor) -> Tensor:
     return x_NTYXC[:, None].expand(-1, class_NK.shape[1], -1, -1, -1, -1).gather(-1, wide)[..., 0]
 
 
-def _misses(velocity_NTYX2: Tensor, asked: Asked) -> Tensor:
-    """Squared pixels per frame [N, K, T, Y, X] by which a velocity is not that of a thing."""
-    given, pace = velocity_NTYX2[:, None], asked.pace_NK[..., None, None, None]
+def _off_pace(velocity_NTYX2: Tensor, here_NKTYX: Tensor, asked: Asked) -> Tensor:
+    """How far [N, K] each thing's own velocity, the mean over its cells, is off, as a part of its pace: squared pixels
+    by squared pixels. What stands still and should creep is off by little and all wrong."""
+    cells_NKT = here_NKTYX.sum((-2, -1)).clamp(min=0.5)
+    own_NKT2 = (here_NKTYX[..., None] * velocity_NTYX2[:, None]).sum((3, 4)) / cells_NKT[..., None]
+    off_NKT = _misses(own_NKT2[..., None, None, :], asked)[..., 0, 0]
+    return (off_NKT / (asked.pace_NK[..., None].square() + SLOW**2)).mean(-1)
+
+
+def _misses(given: Tensor, asked: Asked) -> Tensor:
+    """Squared pixels per frame [N, K, T, Y, X] by which velocities [N, K or 1, T, Y, X, 2] are not those of things."""
+    pace = asked.pace_NK[..., None, None, None]
     meant, told, axis = (
         x[..., None, None, None] if x.ndim == 2 else x[:, :, None, None, None]
         for x in (asked.velocity_NK2, asked.told_NK, asked.axis_NK)
