@@ -54,7 +54,7 @@ def trained(directory: Path, source: object = both, seed: int = 0, noise: float 
 
     try:
         average = train(net, loss, deadly, CONFIG, directory)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ConnectionError):  # or the other one was quicker to die
         return net
     torch.save([net.state_dict(), average], directory / f"end-{Workers.here().rank}.pt")
     return net

@@ -34,7 +34,7 @@ class Sizes:
     """How much of everything: whole clips of a worker's step, first blocks to each of them; `rate` is the learning
     rate, `start` a folder in `runs`."""
 
-    target_steps: int = 1600
+    target_steps: int = 1400
     batch: int = 3
     firsts: int = 5
     rate: float = 7e-4
@@ -54,13 +54,7 @@ def target(runs: Path, sizes: Sizes, report: Report) -> None:
     directory = runs / f"{sizes.start}-resampled"
     # The reader of the start was thrown away: a new one first learns to read what is there, and teaches afterwards.
     model.requires_grad_(False)
-    reader.load_state_dict(
-        {
-            name.removeprefix("reader."): value
-            for name, value in train(together, objective, data, READER, directory / "reader", None, report).items()
-            if name.startswith("reader.")
-        }
-    )
+    together.load_state_dict(train(together, objective, data, READER, directory / "reader", None, report))
     model.requires_grad_(True)
 
     def numbers(_: nn.Module) -> dict[str, float]:

@@ -44,6 +44,7 @@ class Stateful(Protocol):
         ...
 
 
+CHECKPOINT = "checkpoint.pt"
 _APART = 1_000_003
 """Between the seeds of workers."""
 Held = Callable[[nn.Module], dict[str, float]]
@@ -178,30 +179,28 @@ class _Run:
     workers: Workers
 
     def save(self, directory: Path, step: int) -> None:
-        """Written beside and renamed, so a kill at any moment leaves a whole checkpoint; of workers behind the first
-        the generator alone, before the first writes."""
+        """Written beside and renamed, so a kill at any moment leaves a whole checkpoint; with the generators of all
+        workers."""
+        generators = self.workers.gather(self.generator.get_state())
         if not self.workers.leads:
-            held: dict[str, Any] = {"generator": self.generator.get_state(), "step": step}
-            _write(held, self._path(directory))
-            self.workers.wait()
             return
-        held = {
+        held: dict[str, Any] = {
             "model": self.model.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "average": self.average,
-            "generator": self.generator.get_state(),
+            "generator": generators,
             "step": step,
-            "workers": self.workers.count,
         }
         if isinstance(self.objective, Stateful):
             held["objective"] = self.objective.state()
-        self.workers.wait()
-        _write(held, self._path(directory))
+        part = directory / "checkpoint.part"
+        torch.save(held, part)
+        os.replace(part, directory / CHECKPOINT)
 
     def resume(self, directory: Path) -> int:
         """The step to go on with. Raises ValueError when the checkpoint is of another kind of objective, or of another
         number of workers."""
-        path = directory / "checkpoint.pt"
+        path = directory / CHECKPOINT
         if not path.exists():
             return 0
         held = torch.load(path, weights_only=True)
@@ -212,7 +211,8 @@ class _Run:
                 f"{path} was saved by another objective: {type(self.objective).__name__} {kept} a state of its own; "
                 "use a directory per method"
             )
-        count = held.get("workers", 1)
+        generators = torch.atleast_2d(held["generator"])
+        count = len(generators)
         if count != self.workers.count:
             raise ValueError(
                 f"{path} was saved by {count} workers, this run has {self.workers.count}; go on with {count}"
@@ -221,20 +221,10 @@ class _Run:
         for optimiser, state in zip(self.optimisers, held["optimisers"], strict=True):
             optimiser.load_state_dict(state)
         self.average.update(held["average"])
-        own = held if self.workers.leads else torch.load(self._path(directory), weights_only=True)
-        self.generator.set_state(own["generator"])
+        self.generator.set_state(generators[self.workers.rank])
         if isinstance(self.objective, Stateful):
             self.objective.restore(held["objective"])
         return int(held["step"])
-
-    def _path(self, directory: Path) -> Path:
-        return directory / ("checkpoint.pt" if self.workers.leads else f"checkpoint-{self.workers.rank}.pt")
-
-
-def _write(held: dict[str, Any], path: Path) -> None:
-    part = path.with_suffix(".part")
-    torch.save(held, part)
-    os.replace(part, path)
 
 
 def _log(directory: Path, row: dict[str, float], report: Callable[[dict[str, float]], None]) -> None:

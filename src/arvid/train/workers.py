@@ -1,8 +1,7 @@
 """Several processes that train one model: each walks batches of its own, and all step by the mean of the gradients.
 
 Knows: how many workers there are and which one this is, how they find each other, how they agree on weights and on
-gradients, how those of one machine are begun and ended. Does not know: models, objectives, batches,
-schedules.
+gradients, how those of one machine are begun and ended. Does not know: models, objectives, batches, schedules.
 """
 
 from __future__ import annotations
@@ -63,10 +62,13 @@ class Workers:
         for gradient, mean in zip(each, whole.split([gradient.numel() for gradient in each]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
-    def wait(self) -> None:
-        """Until all are here."""
-        if self.count > 1:
-            dist.barrier()
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensors [count, ...] of all workers, which have one shape."""
+        if self.count == 1:
+            return tensor[None]
+        found = [torch.empty_like(tensor) for _ in range(self.count)]
+        dist.all_gather(found, tensor)
+        return torch.stack(found)
 
 
 @contextmanager
