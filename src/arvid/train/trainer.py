@@ -221,7 +221,8 @@ class _Run:
         for optimiser, state in zip(self.optimisers, held["optimisers"], strict=True):
             optimiser.load_state_dict(state)
         self.average.update(held["average"])
-        self.generator.set_state(generators[self.workers.rank])
+        # A copy: torch reads a state from where its storage begins, and a row does not.
+        self.generator.set_state(generators[self.workers.rank].clone())
         if isinstance(self.objective, Stateful):
             self.objective.restore(held["objective"])
         return int(held["step"])
