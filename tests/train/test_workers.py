@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from arvid.train.trainer import TrainConfig, train
-from arvid.train.workers import Workers, join, leave
+from arvid.train.workers import Workers, join, leave, meet
 
 CONFIG = TrainConfig(steps=7, learning_rate=0.05, warmup=2, save_every=3, log_every=7, average=0.9, muon="inner")
 COUNT = 2
@@ -66,6 +66,8 @@ def alone() -> None:
     # They begin with other weights, and agree on the leader's.
     join()
     trained(directory, half, seed=Workers.here().rank, noise=noise, death=death)
+    if death < 0:
+        meet()
     leave()
 
 

@@ -10,7 +10,6 @@ import importlib
 import os
 import sys
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -75,9 +74,10 @@ def train(
         _check_shared(recipe, chosen, getattr(module, "SHARED", ()))
     set_up(threads)
     runs.mkdir(exist_ok=True)
-    from arvid.train.workers import Workers, hired, join
+    from arvid.train.workers import Workers, hired, join, leave, meet
 
-    if workers == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun has begun this process and others
+    called = workers == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if called:  # torchrun has begun this process and others
         _check_shared(recipe, chosen, getattr(module, "SHARED", ()))
         join()
         quiet = quiet or not Workers.here().leads
@@ -87,6 +87,9 @@ def train(
             Watch(name, _length(sizes, name), quiet) as watch,
         ):
             module.STAGES[name](runs, sizes, watch.report)
+    if called:
+        meet()
+        leave()
 
 
 def _help(module: str, stage: str, runs: Path, sizes: Any, threads: int) -> None:
@@ -94,8 +97,7 @@ def _help(module: str, stage: str, runs: Path, sizes: Any, threads: int) -> None
     from arvid.cli.families import set_up
 
     set_up(threads)
-    with suppress(Exception):  # who leads meets the same and says so, or finds this one gone
-        importlib.import_module(module).STAGES[stage](runs, sizes, lambda row: None)
+    importlib.import_module(module).STAGES[stage](runs, sizes, lambda row: None)
 
 
 def _check_shared(recipe: str, stages: list[str], shared: Collection[str]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
@@ -53,22 +53,28 @@ class Workers:
             return
         each = list(gradients)
         whole = torch.cat([gradient.flatten() for gradient in each]).div_(self.count)
-        try:
+        with self._all():
             dist.all_reduce(whole)
-        except RuntimeError as error:
-            raise ConnectionError(
-                f"one of {self.count} workers is gone; the same command goes on from the last checkpoint"
-            ) from error
         for gradient, mean in zip(each, whole.split([gradient.numel() for gradient in each]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The tensors [count, ...] of all workers, which have one shape."""
+        """The tensors [count, ...] of all workers, which have one shape. Raises ConnectionError when one is gone."""
         if self.count == 1:
             return tensor[None]
         found = [torch.empty_like(tensor) for _ in range(self.count)]
-        dist.all_gather(found, tensor)
+        with self._all():
+            dist.all_gather(found, tensor)
         return torch.stack(found)
+
+    @contextmanager
+    def _all(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise ConnectionError(
+                f"one of {self.count} workers is gone; the same command goes on from the last checkpoint"
+            ) from error
 
 
 @contextmanager
@@ -90,6 +96,7 @@ def hired(count: int, work: Callable[..., None], *given: Any) -> Iterator[None]:
     try:
         join(place, 0, count)
         yield
+        meet()
         for other in others:
             other.join()
     finally:
@@ -105,6 +112,12 @@ def join(place: str = "env://", rank: int = -1, count: int = -1) -> None:
     dist.init_process_group(init_method=place, rank=rank, world_size=count)
 
 
+def meet() -> None:
+    """Wait until all are here. Who leaves while others still talk may take them down."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def leave() -> None:
     """Be alone again."""
     if dist.is_initialized():
@@ -115,5 +128,7 @@ def _work(place: str, rank: int, count: int, work: Callable[..., None], given: t
     # Who leads hears Ctrl-C and ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     join(place, rank, count)
-    work(*given)
+    with suppress(Exception):  # who leads meets the same and says so, or finds this one gone
+        work(*given)
+        meet()
     leave()
