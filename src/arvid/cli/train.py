@@ -69,16 +69,16 @@ def train(
         if name not in module.STAGES:
             raise ValueError(f"recipe {recipe!r} has no stage {name!r}; its stages: {', '.join(module.STAGES)}")
     sizes = _sized(_set(module.Sizes(), sized or []), chosen, steps)
+    called = workers == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun has begun this process and others
+    if workers > 1 or called:
+        _check_shared(recipe, chosen, getattr(module, "SHARED", ()))
     if workers > 1:
         threads = threads or max(1, (os.cpu_count() or 1) // workers)
-        _check_shared(recipe, chosen, getattr(module, "SHARED", ()))
     set_up(threads)
     runs.mkdir(exist_ok=True)
     from arvid.train.workers import Workers, hired, join, leave, meet
 
-    called = workers == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if called:  # torchrun has begun this process and others
-        _check_shared(recipe, chosen, getattr(module, "SHARED", ()))
+    if called:
         join()
         quiet = quiet or not Workers.here().leads
     for name in chosen:

@@ -258,7 +258,7 @@ def flow(
 ) -> None:  # fmt: skip
     """A transformer by a kind of teacher forcing on the latents of `latents`."""
     data, model = Encoded(runs, batch), begun(config, runs / name)
-    reader = CellReader(config.dim, config.patch_size[1:], (len(SHAPES) + 1, len(SIZES) + 1, len(THING_COLOURS) + 1))
+    reader = reader_of(config)
     forcing = kind(model, FRAMES, BLOCK, *map(Window, WINDOWS), scale=GUIDANCE)
     objective = ReadForcing(forcing, reader, model.blocks[config.num_layers // 2])
     trained = nn.ModuleDict({"model": model, "reader": reader})
@@ -270,6 +270,11 @@ def flow(
     held = numbers if len(data.held.latents_BTCHW) else None
     average = train(trained, objective, data, flow_settings(steps, rate), runs / name, held, report)
     keep({k.removeprefix("model."): v for k, v in average.items() if k.startswith("model.")}, runs / name)
+
+
+def reader_of(config: WanConfig) -> CellReader:
+    """What tells from a transformer's middle which shape, size and colour stands in its cells."""
+    return CellReader(config.dim, config.patch_size[1:], (len(SHAPES) + 1, len(SIZES) + 1, len(THING_COLOURS) + 1))
 
 
 def target(runs: Path, sizes: Sizes, report: Report) -> None:

@@ -17,13 +17,12 @@ from torch import nn
 
 from arvid.caches.window import Window
 from arvid.recipes.distill import trained
-from arvid.recipes.embedded import FRAMES, WINDOWS, Report
+from arvid.recipes.embedded import FRAMES, WINDOWS, Report, reader_of
 from arvid.recipes.transformers import Encoded, flow_settings, keep
 from arvid.recipes.world import BLOCK
-from arvid.train.reading import CellReader, ReadForcing
+from arvid.train.reading import ReadForcing
 from arvid.train.resampling import ResampledForcing
 from arvid.train.trainer import TrainConfig, train
-from arvid.worlds.grammar import SHAPES, SIZES, THING_COLOURS
 
 READER = TrainConfig(120, 1e-2, warmup=10, average=0.9, save_every=60)
 """Of the reader alone, while the model stands still."""
@@ -45,9 +44,7 @@ def target(runs: Path, sizes: Sizes, report: Report) -> None:
     """The target, behind its own blocks."""
     data, model = Encoded(runs, sizes.batch, sizes.firsts), trained(runs, sizes.start)
     keeper = trained(runs, sizes.start).to(torch.bfloat16).requires_grad_(False)
-    reader = CellReader(
-        model.config.dim, model.config.patch_size[1:], (len(SHAPES) + 1, len(SIZES) + 1, len(THING_COLOURS) + 1)
-    )
+    reader = reader_of(model.config)
     forcing = ResampledForcing(model, keeper, FRAMES, BLOCK, *map(Window, WINDOWS))
     objective = ReadForcing(forcing, reader, model.blocks[model.config.num_layers // 2])
     together = nn.ModuleDict({"model": model, "reader": reader})

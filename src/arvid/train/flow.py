@@ -232,16 +232,9 @@ class TeacherForcing:
     def __call__(self, batch: FlowBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Mean squared error of the flow over all blocks that are learned, and of the first block alone (as it starts
         from nothing)."""
-        z_BTCHW = batch.latents_BTCHW
-        if len(self._choices) > 1:
-            self.passes = self._choices[int(torch.randint(len(self._choices), (), generator=generator))]
-        past, past_sigma = self._past(batch, generator)
-        sigma_BT = self._levels(z_BTCHW.shape[0], generator).to(z_BTCHW.device)
-        noise = noise_like(z_BTCHW, generator)
-        mixed = noised(z_BTCHW, noise, sigma_BT)
+        self.draw_view(generator)
         weights = halved(self.model.named_parameters())
-        flow_BTCHW = lend(self.model, weights, lambda: self.passes(past, past_sigma, mixed, sigma_BT, batch.text_BSD))
-        error_BT = (flow_BTCHW - (noise - z_BTCHW)).square().mean((2, 3, 4))
+        error_BT, _, _ = self.walk(batch, *self._past(batch, generator), weights, generator)
         every, first = batch.learned(error_BT), error_BT[:, : self.block].mean()
         loss = every
         if batch.first is not None:
@@ -249,6 +242,25 @@ class TeacherForcing:
             first = lend(self.model, weights, lambda: self.firsts(z_NTCHW, text_NSD, generator))
             loss = loss + self.first_weight * first
         return {"loss": loss, "all": every.detach(), "first": first.detach()}
+
+    def draw_view(self, generator: torch.Generator) -> None:
+        """Take one of the policies for what follows."""
+        if len(self._choices) > 1:
+            self.passes = self._choices[int(torch.randint(len(self._choices), (), generator=generator))]
+
+    def walk(
+        self, batch: FlowBatch, past_BTCHW: Tensor, told_BT: Tensor, weights: dict[str, Tensor],
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """The mean squared error of the flow of every frame [B, T], given a past and the levels it is told; the clean
+        latents that frames were estimated to be, without a gradient; and the levels these were estimated from."""
+        z_BTCHW = batch.latents_BTCHW
+        sigma_BT = self._levels(z_BTCHW.shape[0], generator).to(z_BTCHW.device)
+        noise = noise_like(z_BTCHW, generator)
+        mixed = noised(z_BTCHW, noise, sigma_BT)
+        flow = lend(self.model, weights, lambda: self.passes(past_BTCHW, told_BT, mixed, sigma_BT, batch.text_BSD))
+        estimate = mixed - sigma_BT[:, :, None, None, None] * flow.detach().to(mixed.dtype)
+        return (flow - (noise - z_BTCHW)).square().mean((2, 3, 4)), estimate, sigma_BT
 
     def firsts(self, z_NTCHW: Tensor, text_NSD: Tensor, generator: torch.Generator) -> Tensor:
         """The loss of first blocks of other clips, with the weights the model then holds."""

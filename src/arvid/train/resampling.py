@@ -10,11 +10,13 @@ from true pasts alone meets its own small errors for the first time when it is u
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from arvid.caches.store import Policy
-from arvid.train.flow import Drawn, FlowBatch, FlowModel, TeacherForcing, halved, lend, noise_like, noised
+from arvid.train.flow import Drawn, FlowBatch, FlowModel, TeacherForcing, halved, lend
 
 
 class ResampledForcing(TeacherForcing):
@@ -37,11 +39,12 @@ class ResampledForcing(TeacherForcing):
         mean squared distance to the keeper's flow. Raises ValueError for a batch without first blocks."""
         if batch.first is None:
             raise ValueError("a batch without first blocks of other clips; give some, or first blocks are forgotten")
-        if len(self._choices) > 1:
-            self.passes = self._choices[int(torch.randint(len(self._choices), (), generator=generator))]
+        self.draw_view(generator)
         weights = halved(self.model.named_parameters())
-        true, estimate_BTCHW, level_BT = self.walk(batch, *self._past(batch, generator), weights, generator)
-        own, _, _ = self.walk(batch, *self._resampled(batch, estimate_BTCHW, level_BT, generator), weights, generator)
+        behind_truth_BT, estimate_BTCHW, level_BT = self.walk(batch, *self._past(batch, generator), weights, generator)
+        past = self._resampled(batch, estimate_BTCHW, level_BT, generator)
+        behind_own_BT, _, _ = self.walk(batch, *past, weights, generator)
+        true, own = self._followed(batch, behind_truth_BT), self._followed(batch, behind_own_BT)
         z_NTCHW, text_NSD = batch.first
         drawn = Drawn.of(z_NTCHW, self.shift, generator)
         made = lend(self.model, weights, lambda: drawn.flow(self.model, text_NSD))
@@ -51,24 +54,12 @@ class ResampledForcing(TeacherForcing):
         loss = (true + own) / 2 + self.first_weight * first
         return {"loss": loss, "all": true.detach(), "own": own.detach(), "first": first.detach()}
 
-    def walk(
-        self, batch: FlowBatch, past_BTCHW: Tensor, told_BT: Tensor, weights: dict[str, Tensor],
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """The error of all blocks behind the first, given a past; the clean latents they were estimated to be, without
-        a gradient; and the levels these were estimated from."""
-        z_BTCHW = batch.latents_BTCHW
-        sigma_BT = self._levels(z_BTCHW.shape[0], generator).to(z_BTCHW.device)
-        noise = noise_like(z_BTCHW, generator)
-        mixed = noised(z_BTCHW, noise, sigma_BT)
-        flow = lend(self.model, weights, lambda: self.passes(past_BTCHW, told_BT, mixed, sigma_BT, batch.text_BSD))
-        error_BT = (flow - (noise - z_BTCHW)).square().mean((2, 3, 4))
-        begins_B = torch.full((len(z_BTCHW),), self.block, device=z_BTCHW.device)
+    def _followed(self, batch: FlowBatch, error_BT: Tensor) -> Tensor:
+        """The mean error of what is learned and has a block before it."""
+        begins_B = torch.full((len(error_BT),), self.block, device=error_BT.device)
         if batch.begins_B is not None:
             begins_B = begins_B.maximum(batch.begins_B)
-        followed = FlowBatch(z_BTCHW, batch.text_BSD, None, begins_B)
-        estimate = mixed - sigma_BT[:, :, None, None, None] * flow.detach().to(mixed.dtype)
-        return followed.learned(error_BT), estimate, sigma_BT
+        return replace(batch, begins_B=begins_B).learned(error_BT)
 
     def _resampled(
         self, batch: FlowBatch, estimate_BTCHW: Tensor, level_BT: Tensor, generator: torch.Generator
