@@ -66,8 +66,9 @@ def alone() -> None:
     # They begin with other weights, and agree on the leader's.
     join()
     trained(directory, half, seed=Workers.here().rank, noise=noise, death=death)
-    if death < 0:
-        meet()
+    if death >= 0:
+        os._exit(0)  # killed: nothing is put away
+    meet()
     leave()
 
 
