@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from arvid.train.trainer import TrainConfig, train
-from arvid.train.workers import Workers, join, leave, meet
+from arvid.train.workers import Workers, hired, join, leave, meet
 
 CONFIG = TrainConfig(steps=7, learning_rate=0.05, warmup=2, save_every=3, log_every=7, average=0.9, muon="inner")
 COUNT = 2
@@ -128,3 +129,28 @@ def test_what_workers_cannot_share_is_refused(tmp_path: Path, monkeypatch: pytes
 
 if __name__ == "__main__":
     alone()
+
+
+UNLOADABLE = """
+import multiprocessing
+if multiprocessing.current_process().name != "MainProcess":
+    raise ImportError("no room")
+
+def work() -> None: ...
+"""
+
+
+def test_who_leads_does_not_wait_for_one_that_ended_before_it_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module that loads here and not in a new process; without a look at it, the wait is half an hour."""
+    (tmp_path / "unloadable.py").write_text(UNLOADABLE, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    work = importlib.import_module("unloadable").work
+    led: list[int] = []
+    with (
+        pytest.raises(ConnectionError, match=r"one of 2 workers ended with code 1 before it began.*fewer --workers"),
+        hired(2, work),
+    ):
+        led.append(1)
+    assert not led and Workers.here() == Workers()

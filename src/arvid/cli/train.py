@@ -71,7 +71,7 @@ def train(
     sizes = _sized(_set(module.Sizes(), sized or []), chosen, steps)
     called = workers == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun has begun this process and others
     if workers > 1 or called:
-        _check_shared(recipe, chosen, getattr(module, "SHARED", ()))
+        _check_shared("--workers" if workers > 1 else "torchrun", recipe, chosen, getattr(module, "SHARED", ()))
     if workers > 1:
         threads = threads or max(1, (os.cpu_count() or 1) // workers)
     set_up(threads)
@@ -100,12 +100,14 @@ def _help(module: str, stage: str, runs: Path, sizes: Any, threads: int) -> None
     importlib.import_module(module).STAGES[stage](runs, sizes, lambda row: None)
 
 
-def _check_shared(recipe: str, stages: list[str], shared: Collection[str]) -> None:
+def _check_shared(asked: str, recipe: str, stages: list[str], shared: Collection[str]) -> None:
     """Raises ValueError for stages that several workers cannot train together."""
     for name in stages:
         if name not in shared:
             these = f"these can: {', '.join(shared)}" if shared else "none of its stages can"
-            raise ValueError(f"--workers, but stage {name} of {recipe!r} is not for several at once; {these}")
+            raise ValueError(
+                f"{asked} begins several workers, but stage {name} of {recipe!r} is not for several at once; {these}"
+            )
 
 
 def _set(sizes: Any, settings: list[str]) -> Any:

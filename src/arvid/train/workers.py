@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.synchronize import Event
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 HOME = "127.0.0.1"
+GLANCE = 0.2
+"""Seconds between two looks at workers that have not come yet."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ class Workers:
 @contextmanager
 def hired(count: int, work: Callable[..., None], *given: Any) -> Iterator[None]:
     """Within it this process leads, and `count` - 1 new ones on this machine do `work(*given)`, which must be what
-    `spawn` can hand over; they end with it, whatever happens."""
+    `spawn` can hand over; they end with it, whatever happens. Raises ConnectionError when one ends before it has
+    come."""
     if count == 1:
         yield
         return
@@ -88,12 +92,21 @@ def hired(count: int, work: Callable[..., None], *given: Any) -> Iterator[None]:
         free.bind((HOME, 0))
         place = f"tcp://{HOME}:{free.getsockname()[1]}"
     new = get_context("spawn")
+    here = [new.Event() for _ in range(1, count)]
     others = [
-        new.Process(target=_work, args=(place, rank, count, work, given), daemon=True) for rank in range(1, count)
+        new.Process(target=_work, args=(come, place, rank, count, work, given), daemon=True)
+        for rank, come in enumerate(here, 1)
     ]
     for other in others:
         other.start()
     try:
+        for come, other in zip(here, others, strict=True):
+            while not come.wait(GLANCE):
+                if not other.is_alive():
+                    raise ConnectionError(
+                        f"one of {count} workers ended with code {other.exitcode} before it began; its own error is "
+                        "above, or the machine had no memory for it: give fewer --workers"
+                    )
         join(place, 0, count)
         yield
         meet()
@@ -124,9 +137,10 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def _work(place: str, rank: int, count: int, work: Callable[..., None], given: tuple[Any, ...]) -> None:
+def _work(come: Event, place: str, rank: int, count: int, work: Callable[..., None], given: tuple[Any, ...]) -> None:
     # Who leads hears Ctrl-C and ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    come.set()  # who leads would wait half an hour for one that never joins
     join(place, rank, count)
     with suppress(Exception):  # who leads meets the same and says so, or finds this one gone
         work(*given)
