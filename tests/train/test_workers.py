@@ -127,10 +127,6 @@ def test_what_workers_cannot_share_is_refused(tmp_path: Path, monkeypatch: pytes
         train(Net(), Keeps(), half, CONFIG, tmp_path / "kept")
 
 
-if __name__ == "__main__":
-    alone()
-
-
 UNLOADABLE = """
 import multiprocessing
 if multiprocessing.current_process().name != "MainProcess":
@@ -154,3 +150,7 @@ def test_who_leads_does_not_wait_for_one_that_ended_before_it_came(
     ):
         led.append(1)
     assert not led and Workers.here() == Workers()
+
+
+if __name__ == "__main__":
+    alone()
