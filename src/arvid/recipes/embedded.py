@@ -26,7 +26,7 @@ from arvid.models.tae import TIME_STRIDE, TAEConfig, TinyAutoencoder
 from arvid.models.text import TextEncoder
 from arvid.models.wan.presets import EMBEDDED_DRAFTER, EMBEDDED_TARGET
 from arvid.models.wan.transformer import WanConfig
-from arvid.recipes.transformers import Encoded, begun, flow_settings, keep, seal
+from arvid.recipes.transformers import Encoded, begun, flow_settings, held_numbers, keep, seal
 from arvid.recipes.world import BLOCK, PIXEL_FRAMES, changing, clips, labelled_clips, labels, scene, to_pixels
 from arvid.rewards.frame import FrameReward
 from arvid.rewards.judges import JUDGES, JURY
@@ -263,11 +263,7 @@ def flow(
     objective = ReadForcing(forcing, reader, model.blocks[config.num_layers // 2])
     trained = nn.ModuleDict({"model": model, "reader": reader})
 
-    def numbers(_: nn.Module) -> dict[str, float]:
-        found = forcing(data.held, torch.Generator().manual_seed(1))
-        return {f"held_{name}": float(found[name]) for name in ("all", "first")}
-
-    held = numbers if len(data.held.latents_BTCHW) else None
+    held = held_numbers(forcing, data)
     average = train(trained, objective, data, flow_settings(steps, rate), runs / name, held, report)
     keep({k.removeprefix("model."): v for k, v in average.items() if k.startswith("model.")}, runs / name)
 

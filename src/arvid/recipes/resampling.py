@@ -18,7 +18,7 @@ from torch import nn
 from arvid.caches.window import Window
 from arvid.recipes.distill import trained
 from arvid.recipes.embedded import FRAMES, WINDOWS, Report, reader_of
-from arvid.recipes.transformers import Encoded, flow_settings, keep
+from arvid.recipes.transformers import Encoded, flow_settings, held_numbers, keep
 from arvid.recipes.world import BLOCK
 from arvid.train.reading import ReadForcing
 from arvid.train.resampling import ResampledForcing
@@ -54,11 +54,7 @@ def target(runs: Path, sizes: Sizes, report: Report) -> None:
     together.load_state_dict(train(together, objective, data, READER, directory / "reader", None, report))
     model.requires_grad_(True)
 
-    def numbers(_: nn.Module) -> dict[str, float]:
-        found = forcing(data.held, torch.Generator().manual_seed(1))
-        return {f"held_{name}": float(found[name]) for name in ("all", "own", "first")}
-
-    held = numbers if len(data.held.latents_BTCHW) else None
+    held = held_numbers(forcing, data)
     average = train(together, objective, data, flow_settings(sizes.target_steps, sizes.rate), directory, held, report)
     keep({k.removeprefix("model."): v for k, v in average.items() if k.startswith("model.")}, directory)
 

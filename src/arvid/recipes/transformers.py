@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from arvid.models.family import CARD, Card
 from arvid.models.wan.growth import deepen
@@ -28,7 +28,7 @@ from arvid.models.wan.transformer import CausalWan, WanConfig
 from arvid.pipeline import EMBEDDED
 from arvid.train.flow import FlowBatch
 from arvid.train.reading import Told, ToldBatch
-from arvid.train.trainer import TrainConfig
+from arvid.train.trainer import Held, Objective, TrainConfig
 from arvid.train.workers import Workers
 
 UNTOLD = 0.1
@@ -132,6 +132,19 @@ class Encoded:
             rows.latents_NTCHW[whole].float(), rows.text_NSD[whole].float(),
             (rows.first_NTCHW[first].float(), rows.first_text_NSD[first].float()),
         )  # fmt: skip
+
+
+def held_numbers(objective: Objective, data: Encoded) -> Held | None:
+    """What an objective says of the rows that are held out, but the sum it learns from; None where there are none."""
+    held = data.held
+    if not len(held.latents_BTCHW):
+        return None
+
+    def numbers(_: nn.Module) -> dict[str, float]:
+        found = objective(held, torch.Generator().manual_seed(1))
+        return {f"held_{name}": float(value) for name, value in found.items() if name != "loss"}
+
+    return numbers
 
 
 def labels_of(rows: list[Tensor], chosen: Tensor, begins_B: Tensor) -> Told:
