@@ -147,7 +147,7 @@ def load(directory: Path | str = EMBEDDED, device: str = "cpu") -> Family:
     codec = load_autoencoder(directory, card, where)
     return Family(
         card, load_transformer(directory, card, "target", where), drafter,
-        codec, text, reward, where, judges_of(directory, reward, codec.encode, where),
+        codec, text, reward, where, judges_of(directory, codec.encode, where),
         stories.acts if card.world == "shapes" else whole,
     )  # fmt: skip
 

@@ -308,6 +308,23 @@ def test_a_block_judge_sees_the_block_before_whoever_made_it(by: str) -> None:
             assert candidate.frames_before_BTCHW is None
 
 
+class Pleased(Continuity):
+    """One that likes everything, what begins included."""
+
+    def score_block(self, candidate: Candidate) -> Tensor:
+        self.seen.append(candidate)
+        return torch.ones(1)
+
+
+def test_a_draft_that_opens_a_scene_is_judged_without_the_old_one() -> None:
+    chosen = Pleased(2)
+    judge = Routing(RewardRouter(tau=0.0, by="block"), None, Clock(), {"block": chosen})
+    for opens in (False, True, False):
+        judge.judge(MOVE, Proposal(latents(0.5), source="draft", opens=opens), film([0.5] * 4), CONDITION)
+    assert [candidate.before_BTCHW is None for candidate in chosen.seen] == [True, True, False]
+    assert [candidate.frames_before_BTCHW is None for candidate in chosen.seen] == [True, True, False]
+
+
 def test_judges_that_are_asked_together_see_what_each_would_see_alone() -> None:
     pair = {"latent": Continuity(0), "block": Continuity(2)}
     judge = Routing(RewardRouter(tau=0.5, by="latent+block"), None, Clock(), pair)

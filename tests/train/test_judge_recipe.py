@@ -14,12 +14,11 @@ from torch import nn
 from arvid.models.tae import TinyAutoencoder
 from arvid.models.wan.transformer import CausalWan, WanConfig
 from arvid.pipeline import load
-from arvid.recipes import distill, embedded
+from arvid.recipes import distill, embedded, marking
 from arvid.recipes import judges as recipe
 from arvid.recipes.judges import STAGES, Pool, Sizes, Varied, ranks
 from arvid.rewards.block import BlockJudge
-from arvid.rewards.jury import Jury
-from arvid.rewards.latent import LatentJudge, LatentJudgeConfig
+from arvid.rewards.latent import LatentJudge
 from arvid.rewards.reading import ReadingJudge, ReadingJudgeConfig
 from arvid.train.asking import meaning
 from arvid.train.judges import DRAFTED, RIVALS, Marked
@@ -28,6 +27,7 @@ from oracles import toy_family
 
 DRAFTER = WanConfig(16, 32, 2, 1, 8, 5, freq_dim=16)
 SIZES = Sizes(2, 1, batch=2, rivals=1)
+READING = ReadingJudgeConfig(width=16, blocks=1, text_width=16, meaning=meaning())
 
 
 @pytest.fixture
@@ -70,21 +70,38 @@ def test_each_judge_is_left_where_a_family_finds_it(runs: Path) -> None:
         assert 0 < float(loaded.score_block(candidate)) < 1
 
 
-def test_a_jury_is_weighed_on_the_drafts_of_a_whole_family(tmp_path: Path) -> None:
+def test_judges_that_mark_learn_from_the_blocks_of_a_whole_family(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(marking, "PART", 3)
     family = toy_family.write(tmp_path / "family")
-    with pytest.raises(ValueError, match="lacks the frame reward, the latent or the reading judge"):
-        STAGES["jury"](tmp_path, SIZES, print)
-    LatentJudge(LatentJudgeConfig(text_width=16, width=12, blocks=1, heads=2)).save(family / "latent_judge")
-    config = ReadingJudgeConfig(width=16, blocks=1, text_width=16, meaning=meaning())
-    ReadingJudge(config).save(family / "reading_judge")
+    with pytest.raises(ValueError, match="no marked blocks in"):
+        ReadingJudge(READING).save(tmp_path / "reading_judge" / "model")
+        STAGES["marking"](tmp_path, SIZES, print)
+    (tmp_path / "marked").mkdir()
+    made = marking.part((str(tmp_path), 0))
+    blocks = 13  # seven of the target, a draft beside each but the first
+    assert made["own"].shape == made["seen"].shape == (3 * blocks, 3, 16, 8, 8)
+    assert made["number"].tolist() == [n for n in range(marking.FROM, marking.FROM + 3) for _ in range(blocks)]
+    assert bool(((made["marks"] >= 0) & (made["marks"] <= 1)).all())
+    save_file(made, tmp_path / "marked" / "0000.safetensors")
+    STAGES["marked"](tmp_path, replace(SIZES, marked_prompts=3), print)  # the part is there
     rows: list[dict[str, float]] = []
-    STAGES["jury"](tmp_path, replace(SIZES, jury_prompts=5), rows.append)
-    assert [row.get("prompts") for row in rows[:5]] == [1, 2, 3, 4, 5]
-    assert 0 <= rows[-1]["held_auc"] <= 1
-    (tmp_path / "jury_judge" / "model").rename(family / "jury_judge")
-    loaded = load(family).judges["jury"]
-    assert isinstance(loaded, Jury)
-    assert torch.isfinite(loaded.weigh.weight).all()
+    STAGES["marking"](tmp_path, replace(SIZES, marking_steps=3), rows.append)
+    assert 0 <= rows[-1]["held_calibration"] <= 1
+    ReadingJudge(READING).save(family / "reading_judge")
+    for name in ("marking_judge", "remarking_judge"):
+        (tmp_path / name / "model").rename(family / name)
+    assert {"marking", "remarking"} <= set(load(family).judges)
+
+
+def test_marked_blocks_need_a_drafter(tmp_path: Path) -> None:
+    family = toy_family.write(tmp_path / "family")
+    card = json.loads((family / "card.json").read_text())
+    del card["parts"]["drafter"]
+    (family / "card.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match="lacks a drafter or an encoder"):
+        STAGES["marked"](tmp_path, SIZES, print)
 
 
 def test_clips_that_are_kept_apart_are_never_learned_from(runs: Path) -> None:

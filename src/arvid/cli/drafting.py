@@ -41,6 +41,7 @@ from arvid.samplers.steps import STEPS, add_noise
 from arvid.types import BlockReward, Candidate, Condition, Denoiser, Move, Noise, Proposal
 from arvid.video import to_bytes
 from arvid.worlds import oracle
+from arvid.worlds.oracle import WorldScore
 
 RANDOM, FRAME, MEAN, PLAIN = "random", "frame", "frame-mean", "difference"
 """Judges that are always there, or wherever there is a frame reward; the last is the target's plain disagreement."""
@@ -72,7 +73,7 @@ class Draft:
 
 @dataclass(eq=False)
 class Beside:
-    """A `Proposer` that makes the target's blocks and keeps a draft of each but the first in `drafts`."""
+    """A `Proposer` that makes the target's blocks and keeps them (`own`), and a draft of each but the first."""
 
     family: Family
     target: FlowWalker
@@ -81,7 +82,7 @@ class Beside:
     stage: Stage
     shape: tuple[int, ...]
     drafts: list[Draft] = field(default_factory=list)
-    _before: tuple[Tensor, Tensor] | None = None
+    own: list[Candidate] = field(default_factory=list)
 
     def propose(self, move: Move, condition: Condition, noise: Noise, rejected: Proposal | None = None) -> Proposal:
         """The target's block; nobody rejects it."""
@@ -97,7 +98,7 @@ class Beside:
         for walker in (self.target, self.drafter):
             walker.remember(move, proposal.block_BTCHW, condition)
         frames = self.stage.preview(proposal)()
-        self._before = proposal.block_BTCHW, frames
+        self.own.append(self._behind(proposal.block_BTCHW, frames, condition))
 
     def _draft(self, move: Move, condition: Condition, noise: Noise, x_BTCHW: Tensor) -> Draft:
         seconds: dict[str, float] = {}
@@ -120,9 +121,13 @@ class Beside:
         begin = self._now()
         frames, _ = self.family.decoder.decode(draft.block_BTCHW, self.stage.state)
         seconds["decode"] = self._now() - begin
-        before, shown = self._before or (None, None)
-        candidate = Candidate(draft.block_BTCHW, before, lambda: frames, shown, condition)
-        return Draft(move, candidate, checks, seconds)
+        return Draft(move, self._behind(draft.block_BTCHW, frames, condition), checks, seconds)
+
+    def _behind(self, block_BTCHW: Tensor, frames_BTCHW: Tensor, condition: Condition) -> Candidate:
+        """A block that goes on from the target's last one, for judges."""
+        last = self.own[-1] if self.own else None
+        before, shown = (last.block_BTCHW, last.frames()) if last else (None, None)
+        return Candidate(block_BTCHW, before, lambda: frames_BTCHW, shown, condition)
 
     def _now(self) -> float:
         return now(self.family.device)
@@ -230,6 +235,24 @@ class MarkedDraft:
 @torch.inference_mode()
 def marked(pipeline: Pipeline, asked: Asked, prompt: str, seed: int) -> Iterator[MarkedDraft]:
     """The drafted blocks of one prompt, as the oracle marks them. Raises ValueError for a family without a drafter."""
+    beside = _made(pipeline, asked, prompt, seed)
+    for draft, own, mark in zip(beside.drafts, beside.own[1:], _marks(beside, prompt)[1:], strict=True):
+        yield MarkedDraft(draft, mark(draft.candidate).score, mark(own).score)
+
+
+@torch.inference_mode()
+def shown(pipeline: Pipeline, asked: Asked, prompt: str, seed: int) -> Iterator[tuple[Candidate, WorldScore]]:
+    """All blocks of one prompt, the target's own and the drafts beside them, as the oracle marks them. Raises
+    ValueError for a family without a drafter."""
+    beside = _made(pipeline, asked, prompt, seed)
+    marks = _marks(beside, prompt)
+    drafts = [draft.candidate for draft in beside.drafts]
+    for candidate, mark in (*zip(beside.own, marks, strict=True), *zip(drafts, marks[1:], strict=True)):
+        yield candidate, mark(candidate)
+
+
+def _made(pipeline: Pipeline, asked: Asked, prompt: str, seed: int) -> Beside:
+    """The target's rollout of one prompt, over."""
     family, request = pipeline.family, Request(prompt, asked.seconds, seed, TARGET)
     if family.drafter is None:
         raise ValueError(f"family {family.card.name!r} has no drafter; there are no drafts to judge")
@@ -241,13 +264,19 @@ def marked(pipeline: Pipeline, asked: Asked, prompt: str, seed: int) -> Iterator
         pipeline.changes(request, plan), lambda said: family.text.encode([said]).to(family.device), family.card.block
     )
     judge = Routing(Target(), None, Clock())
-    own = [to_bytes(b.frames_BTCHW[0]) for b in rollout(plan, beside, judge, director, SeededNoise(seed), stage)]
-    total, start = sum(map(len, own)), len(own[0])
-    for draft, frames in zip(beside.drafts, own[1:], strict=True):
-        shown = to_bytes(draft.candidate.frames()[0])
-        label, best = (oracle.judge(film, prompt, start, total).score for film in (shown, frames))
-        yield MarkedDraft(draft, label, best)
-        start += len(frames)
+    for _ in rollout(plan, beside, judge, director, SeededNoise(seed), stage):
+        pass
+    return beside
+
+
+def _marks(beside: Beside, prompt: str) -> list[Callable[[Candidate], WorldScore]]:
+    """What the oracle says of a block at each place of the video."""
+    lengths = [candidate.frames().shape[1] for candidate in beside.own]
+
+    def at(start: int) -> Callable[[Candidate], WorldScore]:
+        return lambda candidate: oracle.judge(to_bytes(candidate.frames()[0]), prompt, start, sum(lengths))
+
+    return [at(sum(lengths[:number])) for number in range(len(lengths))]
 
 
 @torch.inference_mode()

@@ -5,7 +5,7 @@ Knows: which files a family has and what its card says. Does not know: rewards, 
     card.json            world, sizes, steps, past, proportions (`Card`)
     target.safetensors   drafter.safetensors   vae.safetensors
     text/                tokenizer and text encoder
-    reward/              frame reward; latent_judge/, block_judge/ and reading_judge/ judges of whole blocks, if any
+    reward/              frame reward; NAME_judge/ judges of whole blocks (`rewards.judges`), if any
                          (read by the pipeline)
 """
 

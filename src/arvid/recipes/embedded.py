@@ -29,7 +29,7 @@ from arvid.models.wan.transformer import WanConfig
 from arvid.recipes.transformers import Encoded, begun, flow_settings, held_numbers, keep, seal
 from arvid.recipes.world import BLOCK, PIXEL_FRAMES, changing, clips, labelled_clips, labels, scene, to_pixels
 from arvid.rewards.frame import FrameReward
-from arvid.rewards.judges import JUDGES, JURY
+from arvid.rewards.judges import JUDGES, MARKING, REMARKING
 from arvid.train.asking import classes
 from arvid.train.autoencoder import Decoding, EncodedClips, LabelledClips, Probe, Reconstruction, psnr
 from arvid.train.drafting import DraftForcing
@@ -55,7 +55,7 @@ class Sizes:
     text_steps: int = 1700
     clips: int = 2400
     vae_steps: int = 1500
-    decoder_steps: int = 2000
+    decoder_steps: int = 8000
     latents: int = 7000
     target_steps: int = 2300
     drafter_steps: int = 1400
@@ -182,7 +182,7 @@ def decoder(runs: Path, sizes: Sizes, report: Report) -> None:
     """The decoder alone, longer: the encoder stays as it is, so the latents that transformers learn stay valid."""
     model = TinyAutoencoder().channels_last()
     model.load_state_dict(load_file(runs / "vae" / "vae.safetensors"))
-    source = Cuts(model, sizes.clips // 3)
+    source = Cuts(model, sizes.clips)
     _, held = clips(32, True, (1, 2, 2), 900)
     held_pixels = to_pixels(held)
     for p in model.encoder.parameters():
@@ -328,7 +328,7 @@ def pack(runs: Path, sizes: Sizes, report: Report) -> None:
     for part in ("target", "drafter"):
         fed = runs / f"{part}-feedback" / "model.safetensors"
         shutil.copyfile(fed if fed.is_file() else runs / part / "model.safetensors", out / f"{part}.safetensors")
-    for name in ("reward", *(f"{judge}_judge" for judge in (*JUDGES, JURY))):
+    for name in ("reward", *(f"{judge}_judge" for judge in (*JUDGES, MARKING, REMARKING))):
         if (runs / name / "model").is_dir():
             shutil.copytree(runs / name / "model", out / name, dirs_exist_ok=True)
     judged = (out / "latent_judge").is_dir() or (out / "reading_judge").is_dir()

@@ -1,12 +1,11 @@
-"""The recipe of the judges of blocks: two that read latents, one that looks at pixels, and the jury.
+"""The recipe of the judges of blocks: two that read latents, one that looks at pixels, and those that mark.
 
 Knows: where clips, drafter and autoencoder of a run lie, sizes, rates, which clips are kept apart. Does not know:
-losses and rivals (train/judges), the judges' networks (rewards/), how drafts are marked (cli/drafting).
+losses and rivals (train/judges), the judges' networks (rewards/), how blocks are marked (recipes/marking).
 
 `latent_judge` writes `runs/latent_judge/model/`, and so on: a family that holds `latent_judge/`, `block_judge/` or
 `reading_judge/` has routers that ask `by=latent`, `by=block` or `by=reading`. How the reading judge learns, which needs
-no rivals, is in `recipes.reading_judge`. `jury` needs the whole family that `arvid train embedded --stage pack` leaves
-in `runs/family`: its drafts are what the jury is weighed on. Pack again behind it.
+no rivals, is in `recipes.reading_judge`; how those learn that mark what it reads, in `recipes.marking`.
 """
 
 from __future__ import annotations
@@ -20,22 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from arvid.caches.window import Window
-from arvid.cli.drafting import Asked, marked
-from arvid.evals.judging import Judged
 from arvid.models.family import load_autoencoder
 from arvid.models.running import pack, packable
-from arvid.pipeline import Pipeline, load
-from arvid.recipes import embedded
+from arvid.recipes import embedded, marking
 from arvid.recipes.distill import trained
 from arvid.recipes.embedded import WINDOW, Report
 from arvid.recipes.reading_judge import reading_judge
 from arvid.recipes.transformers import read
-from arvid.recipes.world import BLOCK, scene
+from arvid.recipes.world import BLOCK
 from arvid.rewards.block import BlockJudge, BlockJudgeConfig
-from arvid.rewards.jury import HEARD, Jury
 from arvid.rewards.latent import LatentJudge, LatentJudgeConfig
-from arvid.rewards.reading import ReadingJudge
-from arvid.rewards.rereading import RereadingJudge
 from arvid.samplers.grids import few_step
 from arvid.samplers.steps import STEPS
 from arvid.train.judges import (
@@ -52,16 +45,11 @@ from arvid.train.judges import (
     mark,
 )
 from arvid.train.trainer import TrainConfig, train
-from arvid.train.weighing import weigh
 
 DRAFT_STEPS = (1, 2, 4)
 """Passes of the drafts a judge learns from, so that it is a judge of all of them."""
 KINDS = (DRAFTED,) * (len(RIVALS) - 2) + RIVALS
 """Half of the rivals are drafts: they are what is judged later, and the hardest to tell."""
-JURY_FROM, SECONDS, GOOD = 3000000, 5.0, 0.5
-"""Number of the first prompt a jury is weighed on, seconds of its videos, and the mark from which a block is good."""
-JURY_STEPS = (1, 0)
-"""Passes of its drafts, in turn; 0: the family's own."""
 APART, HELD_BATCHES = 0.05, 4
 """Share of the clips that nothing is learned from, and batches of them that are marked."""
 
@@ -73,7 +61,8 @@ class Sizes:
     latent_judge_steps: int = 600
     block_judge_steps: int = 400
     reading_judge_steps: int = 1500
-    jury_prompts: int = 240
+    marked_prompts: int = 2280
+    marking_steps: int = 2500
     batch: int = 8
     rivals: int = 3
     drafter: str = "drafter"
@@ -128,35 +117,14 @@ def reading(runs: Path, sizes: Sizes, report: Report) -> None:
     reading_judge(runs, sizes.reading_judge_steps, -(-sizes.reading_judge_steps // 3), report)
 
 
-def jury(runs: Path, sizes: Sizes, report: Report) -> None:
-    """The jury: weighed on drafts for prompts of the training part, as the oracle marks them; what it is worth is told
-    of the last fifth of the prompts, which have no part in the weights."""
-    pipeline = Pipeline(load(runs / "family"))
-    family = pipeline.family
-    latent, reads, rereads = (family.judges.get(name) for name in HEARD)
-    if family.reward is None or not isinstance(latent, LatentJudge) or not isinstance(reads, ReadingJudge):
-        raise ValueError(
-            f"{runs / 'family'} lacks the frame reward, the latent or the reading judge; train and pack them"
-        )
-    assert isinstance(rereads, RereadingJudge)  # a family with a reading judge has it
-    hearing = Jury(family.reward, latent, reads, rereads)
-    evidence, marks = [], []
-    for number in range(sizes.jury_prompts):
-        asked = Asked(1, (1,), SECONDS, JURY_STEPS[number % len(JURY_STEPS)], (), GOOD)
-        for found in marked(pipeline, asked, scene(JURY_FROM + number).told, number):
-            evidence.append(hearing.evidence(found.draft.candidate)[0])
-            marks.append((number, found.label))
-        report({"prompts": float(number + 1)})
-    heard_NF, (numbers, labels) = torch.stack(evidence).float(), zip(*marks, strict=True)
-    learn_N = torch.tensor(numbers) < sizes.jury_prompts * 4 // 5
-    label_N = torch.tensor(labels)
-    weight_F, bias = weigh(heard_NF[learn_N], label_N[learn_N])
-    hearing.weigh.load_state_dict({"weight": weight_F[None], "bias": bias[None]})
-    said = (heard_NF @ weight_F + bias).sigmoid()[~learn_N]
-    apart = [str(number) for number, learn in zip(numbers, learn_N, strict=True) if not learn]
-    worth = Judged(said.tolist(), label_N[~learn_N].tolist(), apart)
-    report({"held_auc": worth.auc(GOOD).value or 0.0, "held_calibration": worth.calibration_error().value or 0.0})
-    hearing.save(runs / "jury_judge" / "model")
+def marked(runs: Path, sizes: Sizes, report: Report) -> None:
+    """Blocks that the oracle has marked."""
+    marking.marked(runs, sizes.marked_prompts, report)
+
+
+def marking_judges(runs: Path, sizes: Sizes, report: Report) -> None:
+    """The judges that learn from them."""
+    marking.marking(runs, sizes.marking_steps, report)
 
 
 def batches(runs: Path, sizes: Sizes) -> tuple[Rivals, Rivals]:
@@ -207,6 +175,7 @@ STAGES: dict[str, Callable[[Path, Sizes, Report], None]] = {
     "latent_judge": latent_judge,
     "block_judge": block_judge,
     "reading_judge": reading,
-    "jury": jury,
+    "marked": marked,
+    "marking": marking_judges,
 }
-"""Stages in any order, but for the jury, which is the last."""
+"""Stages in any order, but for the last two, which need the others' family, and one the other."""

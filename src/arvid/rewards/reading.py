@@ -66,11 +66,12 @@ class Meaning:
 
 @dataclass(frozen=True)
 class Asked:
-    """Scenes of up to K things each: classes [N, K, 3] (0 nothing, else 1 + the class of shape, size, colour), `there`
-    [N, K] (0 where a scene has fewer things), cells that a thing usually covers [N, K], pace [N, K] in pixels per
-    frame, and how a thing moves: velocity [N, K, 2] where it is `told`, the size of both components where `axis`, else
-    the pace alone."""
+    """Scenes of up to K things each: what is said of them [N, K, fields] (see `Meaning.fields`; 0 where there is no
+    thing), classes [N, K, 3] (0 nothing, else 1 + the class of shape, size, colour), `there` [N, K] (0 where a scene
+    has fewer things), cells that a thing usually covers [N, K], pace [N, K] in pixels per frame, and how a thing moves:
+    velocity [N, K, 2] where it is `told`, the size of both components where `axis`, else the pace alone."""
 
+    things_NKF: Tensor
     classes_NKJ: Tensor
     there_NK: Tensor
     cells_NK: Tensor
@@ -96,7 +97,7 @@ class Asked:
         )
         pace = pace * (1 - table([name == "still" for name in meaning.kinds])[kind].float())
         return cls(
-            (1 + torch.stack([shape, size, colour], -1)) * (there_NK[..., None] > 0), there_NK,
+            things, (1 + torch.stack([shape, size, colour], -1)) * (there_NK[..., None] > 0), there_NK,
             there_NK.new_tensor(meaning.cells)[shape, size] * there_NK, pace * there_NK,
             there_NK.new_tensor(meaning.ways)[way] * (pace * there_NK)[..., None], told, axis,
         )  # fmt: skip
@@ -163,13 +164,17 @@ class Asking:
 
     def __call__(self, z_NTCHW: Tensor, asked: Asked) -> dict[str, Tensor]:
         """The terms [N], by the names in MARKS; all are 0 or near for true blocks."""
-        *logits, velocity_NTYX2 = self.reader(z_NTCHW)
-        colour_NTYXC = logits[2].softmax(-1)
-        here_NKTYX = _of_things(colour_NTYXC, asked.classes_NKJ[..., 2]) * asked.there_NK[..., None, None, None]
+        return self.terms(self.reader(z_NTCHW), asked)
+
+    @staticmethod
+    def terms(read: Sequence[Tensor], asked: Asked) -> dict[str, Tensor]:
+        """The same of what a reader has read (see `BlockReader`)."""
+        *logits, velocity_NTYX2 = read
+        colour_NTYXC, here_NKTYX = logits[2].softmax(-1), places(read, asked)
         fixed = here_NKTYX.detach()
         terms = {}
         for index, kind in enumerate(("shape", "size")):
-            wrong = -_of_things(logits[index].log_softmax(-1), asked.classes_NKJ[..., index])
+            wrong = -of_things(logits[index].log_softmax(-1), asked.classes_NKJ[..., index])
             terms[kind] = _mean(_where(wrong, fixed), asked)
         usual_NKT = (asked.cells_NK[..., None] + 0.5).log()
         found_NKT = (here_NKTYX.sum((-2, -1)) + 0.5).log()
@@ -179,7 +184,7 @@ class Asking:
         terms["stray"] = torch.log1p(-fine.log().sum((2, 3)).mean(1))
         # A stream's first frame has no frame before it to move from.
         terms["motion"] = _mean(_where(_misses(velocity_NTYX2[:, None, 1:], asked), fixed[:, :, 1:]), asked)
-        terms["pace"] = _mean(_off_pace(velocity_NTYX2[:, 1:], here_NKTYX[:, :, 1:], asked), asked)
+        terms["pace"] = _mean(_off_pace(own_velocity(read, here_NKTYX)[:, :, 1:], asked), asked)
         return terms
 
 
@@ -190,17 +195,27 @@ def distance(terms: dict[str, Tensor], weights: Mapping[str, float] = WEIGHTS) -
     return torch.log1p(total)
 
 
-def _of_things(x_NTYXC: Tensor, class_NK: Tensor) -> Tensor:
+def places(read: Sequence[Tensor], asked: Asked) -> Tensor:
+    """How much of every cell is each thing's, by its colour [N, K, T, Y, X]; nothing where there is no thing."""
+    colour_NTYXC = read[2].softmax(-1)
+    return of_things(colour_NTYXC, asked.classes_NKJ[..., 2]) * asked.there_NK[..., None, None, None]
+
+
+def own_velocity(read: Sequence[Tensor], here_NKTYX: Tensor) -> Tensor:
+    """The velocity [N, K, T, 2] of things in pixels per frame: the mean over their cells."""
+    cells_NKT = here_NKTYX.sum((-2, -1)).clamp(min=0.5)
+    return (here_NKTYX[..., None] * read[-1][:, None]).sum((3, 4)) / cells_NKT[..., None]
+
+
+def of_things(x_NTYXC: Tensor, class_NK: Tensor) -> Tensor:
     """The entry [N, K, T, Y, X] of every thing's class."""
     wide = class_NK[:, :, None, None, None, None].expand(-1, -1, *x_NTYXC.shape[1:4], 1)
     return x_NTYXC[:, None].expand(-1, class_NK.shape[1], -1, -1, -1, -1).gather(-1, wide)[..., 0]
 
 
-def _off_pace(velocity_NTYX2: Tensor, here_NKTYX: Tensor, asked: Asked) -> Tensor:
-    """How far [N, K] each thing's own velocity, the mean over its cells, is off, as a part of its pace: squared pixels
-    by squared pixels. What stands still and should creep is off by little and all wrong."""
-    cells_NKT = here_NKTYX.sum((-2, -1)).clamp(min=0.5)
-    own_NKT2 = (here_NKTYX[..., None] * velocity_NTYX2[:, None]).sum((3, 4)) / cells_NKT[..., None]
+def _off_pace(own_NKT2: Tensor, asked: Asked) -> Tensor:
+    """How far [N, K] the things' own velocities are off, as parts of their paces: squared pixels by squared pixels.
+    What stands still and should creep is off by little and all wrong."""
     off_NKT = _misses(own_NKT2[..., None, None, :], asked)[..., 0, 0]
     return (off_NKT / (asked.pace_NK[..., None].square() + SLOW**2)).mean(-1)
 
@@ -270,6 +285,14 @@ class ReadingJudge(nn.Module):
 
         Raises ValueError for latents of another number of channels.
         """
+        return self.asking.terms(*self.read(candidate))
+
+    @torch.no_grad()
+    def read(self, candidate: Candidate) -> tuple[tuple[Tensor, ...], Asked]:
+        """What stands in the cells of blocks (see `BlockReader`), and what was asked.
+
+        Raises ValueError for latents of another number of channels.
+        """
         block = candidate.block_BTCHW
         if block.ndim != 5 or block.shape[2] != self.config.channels:
             raise ValueError(
@@ -280,7 +303,7 @@ class ReadingJudge(nn.Module):
         film = torch.cat([film[:, :1]] * (self.config.frames - film.shape[1]) + [film], 1)
         where = self.cells.stem.weight.device
         asked = self.scenes.read(candidate.condition.text_BLD.to(where), self.config.meaning)
-        return self.asking(film.to(where), asked)
+        return self.cells(film.to(where)), asked
 
     def save(self, directory: Path) -> None:
         """Write model.safetensors and config.json."""

@@ -123,7 +123,8 @@ class Routing:
         """Only drafts are judged, the target's pass over them or not; what the target made is accepted."""
         verdict = ACCEPTED
         if proposal.source == DRAFT or isinstance(proposal, Checked):
-            candidate = Candidate(proposal.block_BTCHW, self._before[0], frames, self._before[1], condition)
+            before = (None, None) if proposal.opens else self._before
+            candidate = Candidate(proposal.block_BTCHW, before[0], frames, before[1], condition)
             evidence = Evidence(proposal, candidate, self._clock, self._reward, self._judges)
             verdict = self._spec.judge(evidence, self._history)
             if verdict.score is not None:

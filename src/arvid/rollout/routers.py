@@ -103,7 +103,7 @@ class Refine(Spec):
 @dataclass(frozen=True, kw_only=True)
 class Scored(Spec):
     """Routers that score drafts. `by=frame`: the worst frame's reward; else the judge of whole blocks of that name
-    (`latent` and `reading` need no pixels, `block` sees motion and seams), where one is loaded. `by=latent+reading`:
+    (`latent`, `reading` and `marking` need no pixels, the others do), where one is loaded. `by=latent+reading`:
     the product of what several say, as each sees what another misses."""
 
     by: str = FRAME
