@@ -26,13 +26,14 @@ from torch import Tensor, nn
 
 from arvid.cli.drafting import Asked, shown
 from arvid.evals.judging import Judged
-from arvid.pipeline import Pipeline, load
+from arvid.models.tae import TinyAutoencoder
+from arvid.pipeline import Family, Pipeline, load
 from arvid.recipes.embedded import Report
-from arvid.recipes.world import BLOCK, scene
+from arvid.recipes.world import scene
 from arvid.rewards.judges import MARKING, REMARKING
 from arvid.rewards.marking import Evidence, MarkingJudge, MarkingJudgeConfig, evidence
 from arvid.rewards.reading import ReadingJudge
-from arvid.rewards.rereading import seen
+from arvid.rewards.rereading import Encode, seen
 from arvid.train.asking import asked, classes
 from arvid.train.marking import MarkedBlocks, Marking
 from arvid.train.trainer import TrainConfig, train
@@ -67,11 +68,12 @@ def part(job: tuple[str, int]) -> dict[str, Tensor]:
     if job[0] not in _FAMILIES:
         _FAMILIES[job[0]] = Pipeline(load(runs / "family"))
     pipeline, rows = _FAMILIES[job[0]], []
+    encode = encoder(pipeline.family)
     for number in range(start, start + PART):
-        steps = random.Random(f"steps-{number}").choice(DRAFT_STEPS)
-        things = classes([parse(told(number)).scene])[0]
-        for candidate, mark in shown(pipeline, Asked(1, (1,), SECONDS, steps, (), GOOD), told(number), number):
-            again = seen(candidate, pipeline.family.decoder.encode)  # type: ignore[attr-defined]
+        prompt, steps = told(number), random.Random(f"steps-{number}").choice(DRAFT_STEPS)
+        things = classes([parse(prompt).scene])[0]
+        for candidate, mark in shown(pipeline, Asked(1, (1,), SECONDS, steps, (), GOOD), prompt, number):
+            again = seen(candidate, encode)
             attributes = torch.tensor([mark.attributes[name] for name in (*ALIGNMENT, *QUALITY)])
             rows.append((
                 candidate.block_BTCHW[0].half(), again.block_BTCHW[0].half(), things, torch.tensor(mark.score),
@@ -84,10 +86,8 @@ def part(job: tuple[str, int]) -> dict[str, Tensor]:
 
 def marked(runs: Path, prompts: int, report: Report) -> None:
     """Marked blocks for `prompts` prompts, in parts that are skipped when they exist. Raises ValueError for a family
-    that has no drafter, or does not encode."""
-    family = load(runs / "family")
-    if family.drafter is None or not hasattr(family.decoder, "encode"):
-        raise ValueError(f"{runs / 'family'} lacks a drafter or an encoder; both are needed for blocks to mark")
+    that has no drafter, or an autoencoder that is not of this package's kind."""
+    encoder(load(runs / "family"))
     directory = runs / "marked"
     directory.mkdir(parents=True, exist_ok=True)
     paths = [directory / f"{number:04d}.safetensors" for number in range(-(-prompts // PART))]
@@ -98,6 +98,13 @@ def marked(runs: Path, prompts: int, report: Report) -> None:
             save_file(made, whole)
             whole.rename(paths[number])
             report({"prompts": float((number + 1) * PART)})
+
+
+def encoder(family: Family) -> Encode:
+    """How the frames of a family become latents again. Raises ValueError for one whose blocks cannot be marked."""
+    if family.drafter is None or not isinstance(family.decoder, TinyAutoencoder):
+        raise ValueError(f"family {family.card.name!r} lacks a drafter or an encoder; marked blocks need both")
+    return family.decoder.encode
 
 
 class Blocks:
@@ -152,12 +159,10 @@ def learned(
 
 @torch.no_grad()
 def listened(reading: ReadingJudge, z_NTCHW: Tensor, things_NKF: Tensor, at_once: int = 512) -> Evidence:
-    """What the reading judge says of blocks of BLOCK frames."""
+    """What the reading judge says of blocks of as many frames as it reads at a time."""
     found = []
     for z, things in zip(z_NTCHW.split(at_once), things_NKF.split(at_once), strict=True):
-        assert z.shape[1] == BLOCK
-        shown_now = evidence(reading.cells(z.to(reading.cells.stem.weight)), asked(things))
-        found.append(shown_now)
+        found.append(evidence(reading.cells(z.to(reading.cells.stem.weight)), asked(things)))
     return Evidence(
         torch.cat([each.things_NKF for each in found]), torch.cat([each.scene_NS for each in found]), asked(things_NKF)
     )

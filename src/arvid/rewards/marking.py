@@ -100,9 +100,8 @@ class MarkingJudge(nn.Module):
         self.config, self._witness = config, (reading,)
         width = config.width
         self.said = nn.ModuleList(nn.Embedding(size, width) for size in config.fields)
-        for table in self.said:
-            assert isinstance(table, nn.Embedding)
-            nn.init.normal_(table.weight, std=0.5)
+        for table in self.said.parameters():
+            table.data.mul_(0.5)
         self.thing = nn.Linear(config.things, width)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
