@@ -174,7 +174,7 @@ ASKED = Request("a large red circle moves to the left on a white background", se
 
 def test_a_judge_of_single_blocks_is_not_asked_about_several(pipeline: Pipeline) -> None:
     with pytest.raises(ValueError, match="drafts 2 blocks ahead and asks a judge that sees one"):
-        pipeline.check(Request("a red circle", router="reward:tau=0.5,by=latent,ahead=2"))
+        pipeline.check(Request("a red circle", router="reward:tau=0.5,by=marking,ahead=2"))
 
 
 def test_a_session_goes_back_and_on_between_moves(pipeline: Pipeline) -> None:

@@ -49,7 +49,8 @@ class Level:
 
 def nobody(count: int) -> Asked:
     one = torch.zeros(count, 1)
-    return Asked(torch.zeros(count, 1, 3).long(), one, one, one, torch.zeros(count, 1, 2), one, one)
+    said, classes = torch.zeros(count, 1, 6).long(), torch.zeros(count, 1, 3).long()
+    return Asked(said, classes, one, one, one, torch.zeros(count, 1, 2), one, one)
 
 
 def batch() -> FeedbackBatch[float]:
