@@ -196,8 +196,9 @@ def test_no_secret_is_logged(toy: Path, tmp_path: Path, logs: Kept) -> None:
         viewer.close()
     finally:
         server.stop()
-    [asked] = logs.named("request")
-    assert asked["owner"].startswith("key_") and logs.named("live session ended")
+    # A server of a test before may still log how it ends.
+    assert any(str(line.get("owner")).startswith("key_") for line in logs.named("request"))
+    assert logs.named("live session ended")
     assert not any(key[6:] in line for line in logs.lines)
 
 
