@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import cast
 
@@ -26,7 +24,7 @@ from arvid.models.tae import TIME_STRIDE, TAEConfig, TinyAutoencoder
 from arvid.models.text import TextEncoder
 from arvid.models.wan.presets import EMBEDDED_DRAFTER, EMBEDDED_TARGET
 from arvid.models.wan.transformer import WanConfig
-from arvid.recipes.transformers import Encoded, begun, flow_settings, held_numbers, keep, seal
+from arvid.recipes.transformers import Encoded, begun, flow_settings, held_numbers, in_parts, keep, seal
 from arvid.recipes.world import BLOCK, PIXEL_FRAMES, changing, clips, labelled_clips, labels, scene, to_pixels
 from arvid.rewards.frame import FrameReward
 from arvid.rewards.judges import JUDGES, MARKING, REMARKING
@@ -240,16 +238,8 @@ def encoded(job: tuple[str, int]) -> dict[str, Tensor]:
 
 def latents(runs: Path, sizes: Sizes, report: Report) -> None:
     """Latents and text embeddings of training clips, in parts that are skipped when they exist."""
-    directory = runs / "latents"
-    directory.mkdir(parents=True, exist_ok=True)
-    paths = [directory / f"{part:04d}.safetensors" for part in range(sizes.latents // PART)]
-    missing = [part for part, path in enumerate(paths) if not path.exists()]
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        for part, made in zip(missing, pool.map(encoded, ((str(runs), part) for part in missing)), strict=True):
-            whole = paths[part].with_suffix(".part")
-            save_file(made, whole)
-            whole.rename(paths[part])
-            report({"clips": float((part + 1) * PART)})
+    for part in in_parts(encoded, runs, "latents", sizes.latents // PART):
+        report({"clips": float((part + 1) * PART)})
 
 
 def flow(

@@ -15,13 +15,11 @@ shapes world's oracle; nothing here needs more of it than a number in [0, 1] for
 from __future__ import annotations
 
 import random
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from arvid.cli.drafting import Asked, shown
@@ -29,6 +27,7 @@ from arvid.evals.judging import Judged
 from arvid.models.tae import TinyAutoencoder
 from arvid.pipeline import Family, Pipeline, load
 from arvid.recipes.embedded import Report
+from arvid.recipes.transformers import in_parts
 from arvid.recipes.world import scene
 from arvid.rewards.judges import MARKING, REMARKING
 from arvid.rewards.marking import Evidence, MarkingJudge, MarkingJudgeConfig, evidence
@@ -88,16 +87,8 @@ def marked(runs: Path, prompts: int, report: Report) -> None:
     """Marked blocks for `prompts` prompts, in parts that are skipped when they exist. Raises ValueError for a family
     that has no drafter, or an autoencoder that is not of this package's kind."""
     encoder(load(runs / "family"))
-    directory = runs / "marked"
-    directory.mkdir(parents=True, exist_ok=True)
-    paths = [directory / f"{number:04d}.safetensors" for number in range(-(-prompts // PART))]
-    missing = [number for number, path in enumerate(paths) if not path.exists()]
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        for number, made in zip(missing, pool.map(part, ((str(runs), each) for each in missing)), strict=True):
-            whole = paths[number].with_suffix(".part")
-            save_file(made, whole)
-            whole.rename(paths[number])
-            report({"prompts": float((number + 1) * PART)})
+    for number in in_parts(part, runs, "marked", -(-prompts // PART)):
+        report({"prompts": float((number + 1) * PART)})
 
 
 def encoder(family: Family) -> Encode:
@@ -160,9 +151,10 @@ def learned(
 @torch.no_grad()
 def listened(reading: ReadingJudge, z_NTCHW: Tensor, things_NKF: Tensor, at_once: int = 512) -> Evidence:
     """What the reading judge says of blocks of as many frames as it reads at a time."""
-    found = []
-    for z, things in zip(z_NTCHW.split(at_once), things_NKF.split(at_once), strict=True):
-        found.append(evidence(reading.cells(z.to(reading.cells.stem.weight)), asked(things)))
-    return Evidence(
-        torch.cat([each.things_NKF for each in found]), torch.cat([each.scene_NS for each in found]), asked(things_NKF)
-    )
+    wanted, weight = asked(things_NKF), reading.cells.stem.weight
+    found = [
+        evidence(reading.cells(z_NTCHW[rows].to(weight)), wanted[rows])
+        for rows in torch.arange(len(z_NTCHW)).split(at_once)
+    ]
+    things, scenes = (torch.cat(column) for column in zip(*(each[:2] for each in found), strict=True))
+    return Evidence(things, scenes, wanted)

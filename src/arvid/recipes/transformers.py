@@ -12,8 +12,10 @@ a run by flow matching. Does not know: where latents come from, losses (train/),
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,21 @@ def read(runs: Path, key: str, parts: int | None = None) -> Tensor:
     if not found:
         raise ValueError(f"no {key} in {runs / 'latents'}; make them by `arvid train embedded --stage latents`")
     return torch.cat(found)
+
+
+def in_parts(make: Callable[[tuple[str, int]], dict[str, Tensor]], runs: Path, name: str, count: int) -> Iterator[int]:
+    """Parts 0 to `count` - 1 of `runs/name`, made side by side on all cores by `make` (of `runs` and a number; what
+    `spawn` can hand over). Those that exist are skipped; the number of each that was made, when it lies there whole."""
+    directory = runs / name
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = [directory / f"{number:04d}.safetensors" for number in range(count)]
+    missing = [number for number, path in enumerate(paths) if not path.exists()]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        for number, made in zip(missing, pool.map(make, ((str(runs), each) for each in missing)), strict=True):
+            whole = paths[number].with_suffix(".part")
+            save_file(made, whole)
+            whole.rename(paths[number])
+            yield number
 
 
 class Clips:

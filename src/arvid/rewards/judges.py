@@ -42,10 +42,11 @@ def judges_of(directory: Path, encode: Encode | None, device: torch.device) -> d
         reading = found.get("reading")
         if not isinstance(reading, ReadingJudge):
             raise ValueError(f"the judge in {place} listens to the reading judge, which the family lacks; remove it")
-        marking = MarkingJudge.load(place, reading).to(device)
-        if name == REMARKING and encode is None:
-            raise ValueError(f"the judge in {place} has frames encoded, and the family only decodes; remove it")
-        found[name] = marking if encode is None or name == MARKING else Seeing(marking, encode)
+        found[name] = marking = MarkingJudge.load(place, reading).to(device)
+        if name == REMARKING:
+            if encode is None:
+                raise ValueError(f"the judge in {place} has frames encoded, and the family only decodes; remove it")
+            found[name] = Seeing(marking, encode)
     return found
 
 
