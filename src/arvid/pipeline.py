@@ -325,10 +325,12 @@ class Pipeline:
         target = self._walker("target", family.target, request, clock)
         drafter = self._walker("drafter", family.drafter, request, clock) if family.drafter else None
         choose = chooser(family.judges, clock)
-        common = target, drafter, shape, clock, request.seed, shift_of(family.card), choose, family.card.block
+        card = family.card
+        common = target, drafter, shape, clock, request.seed, shift_of(card), choose, card.block, card.temperature
         always = Target(
-            commit=router.commit, level=router.commit_level, first_best=router.first_best, first_look=router.first_look
-        )
+            commit=router.commit, level=router.commit_level, first_best=router.first_best, first_look=router.first_look,
+            temperature=router.temperature,
+        )  # fmt: skip
         routed = Speculator(router, *common)
         alone = routed if isinstance(router, Draft) else Speculator(always, *common)
         policy = spec.build(request.past or family.card.past, POLICIES, "past")

@@ -90,6 +90,7 @@ class Beside:
         x_BTCHW = noise.draw(move.index, INITIAL, (1, len(move.span), channels, height, width))
         x_BTCHW = x_BTCHW.to(self.family.device)
         if move.index:
+            x_BTCHW = self.family.card.temperature * x_BTCHW
             self.drafts.append(self._draft(move, condition, noise, x_BTCHW))
         return self.target.walk(move, x_BTCHW, move.sigmas, condition, noise)
 
@@ -110,7 +111,7 @@ class Beside:
         checks = {}
         for level in self.asked.levels:
             eps = noise.draw(move.index, REFINE, tuple(x_BTCHW.shape)).to(x_BTCHW.device)
-            again = add_noise(draft.block_BTCHW, eps, level)
+            again = add_noise(draft.block_BTCHW, self.family.card.temperature * eps, level)
             took = []
             for walker in (self.target, self.drafter):
                 begin = self._now()

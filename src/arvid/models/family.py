@@ -49,8 +49,8 @@ class Origin:
 @dataclass(frozen=True)
 class Card(Origin):
     """What a family is and how it wants to be run: latent frames per block and in training, pixel size, frames per
-    second, passes (their number, or a list of timesteps) and their step rule, cache policy, router, and the constructor
-    arguments of its parts."""
+    second, passes (their number, or a list of timesteps) and their step rule, cache policy, router, the constructor
+    arguments of its parts, and the temperature of its noise behind a past (see `rollout.specs.Spec`)."""
 
     block: int
     trained_frames: int
@@ -61,6 +61,7 @@ class Card(Origin):
     past: str
     router: str
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    temperature: float = 1.0
 
 
 def read_card(directory: Path) -> Card:
@@ -89,6 +90,12 @@ def _checked(card: Card) -> Card:
     for name in ("name", "world", "step", "past", "router"):
         if not isinstance(getattr(card, name), str):
             raise ValueError(f"{name} is {getattr(card, name)!r}, expected text")
+    if (
+        isinstance(card.temperature, bool)
+        or not isinstance(card.temperature, int | float)
+        or not 0 < card.temperature <= 1
+    ):
+        raise ValueError(f"temperature is {card.temperature!r}, expected a number above 0 and at most 1")
     if not isinstance(card.parts, dict) or not all(isinstance(part, dict) for part in card.parts.values()):
         raise ValueError("parts is no table of tables")
     return card

@@ -344,6 +344,7 @@ CARD = Card(
         "vae": asdict(TAEConfig()),
         "reward": {},
     },
+    temperature=0.5,
 )
 
 Stage = Callable[[Path, Sizes, Report], None]

@@ -92,6 +92,7 @@ class Spec:
     ahead: int = 1
     commit: str = "clean"
     level: float = 0.0
+    temperature: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in ((field.name, getattr(self, field.name)) for field in fields(self)):
@@ -112,6 +113,8 @@ class Spec:
         counts = (self.steps, self.first_steps, self.first_look, self.draft_steps)
         if not all(0 <= count <= MOST_STEPS for count in counts) or not 0 <= self.level < 1:
             raise ValueError(f"steps must be from 0 to {MOST_STEPS} and level in [0, 1); got {self}")
+        if not 0 <= self.temperature <= 1:
+            raise ValueError(f"temperature={self.temperature} of the noise; give above 0 to 1 (0: the family's own)")
         if not 1 <= self.first_best <= MOST_CANDIDATES:
             raise ValueError(f"first_best={self.first_best} candidates; give 1 (no choice) to {MOST_CANDIDATES}")
         if not 1 <= self.ahead <= MOST_AHEAD:

@@ -39,19 +39,23 @@ class Speculator:
     pass) and lasts longest (every later block goes on with it). They may be looked at before they are finished, as what
     they are about to become.
 
+    What is made behind a past, or mended, begins from noise of `temperature` times the spread of training's, unless the
+    router says otherwise; what opens a scene from all of it.
+
     A move of more than `block` frames (0: no move is) is made block after block, each with those before it in the past
     for as long as the move is made; a draft of it is looked at, mended and remembered as one. The target's pass over it
     keeps the blocks causal, so what it costs beyond the pass over one block is arithmetic alone."""
 
     def __init__(
         self, spec: Spec, target: FlowWalker, drafter: FlowWalker | None, shape: Shape, clock: Clock, seed: int = 0,
-        shift: float = SHIFT, choose: Chooser | None = None, block: int = 0,
+        shift: float = SHIFT, choose: Chooser | None = None, block: int = 0, temperature: float = 1.0,
     ) -> None:  # fmt: skip
         """Raises ValueError for a choice among several first blocks without anybody who chooses."""
         if spec.first_best > 1 and choose is None:
             raise ValueError(f"first_best={spec.first_best} needs a judge of blocks that reads latents; none is loaded")
         self._spec, self._target, self._drafter, self._clock, self._seed = spec, target, drafter, clock, seed
         self._shape, self._shift, self._choose, self._block = shape, shift, choose, block
+        self._temperature = spec.temperature or temperature
 
     def propose(self, move: Move, condition: Condition, noise: Noise, rejected: Proposal | None = None) -> Proposal:
         """A draft or the target's block, as the router picks; after a rejection the remedy."""
@@ -80,7 +84,8 @@ class Speculator:
         chooses = self._spec.first_best > 1 and walker.blank and len(self._parts(move, noise)) == 1
         count = self._spec.first_best if chooses else 1
         with self._clock.measure(source):
-            x_BTCHW = self._initial(move, condition, noise)
+            # A past says most of how a video goes on; what noise adds to it is mostly error. Openings need all of it.
+            x_BTCHW = self._initial(move, condition, noise) * (1.0 if walker.blank else self._temperature)
             if count == 1 or self._choose is None:
                 return replace(self._in_turn(walker, move, x_BTCHW, sigmas, condition, noise), source=source)
             others = [self._initial(move, condition, noise, CANDIDATE + number) for number in range(1, count)]
@@ -131,7 +136,7 @@ class Speculator:
     def _renoised(self, move: Move, draft: Proposal, noise: Noise) -> Tensor:
         """The draft at the first level of a refinement."""
         eps = noise.draw(move.index, REFINE, tuple(draft.block_BTCHW.shape)).to(draft.block_BTCHW.device)
-        return add_noise(draft.block_BTCHW, eps, self._spec.refine[0])
+        return add_noise(draft.block_BTCHW, self._temperature * eps, self._spec.refine[0])
 
     def _verify(
         self, drafter: FlowWalker, check: Check, move: Move, condition: Condition, noise: Noise, draft: Proposal
