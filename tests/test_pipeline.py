@@ -362,6 +362,9 @@ def test_a_request_of_other_things_is_refused(fields: dict[str, Any], said: str)
         ("world", 5, "world is 5, expected text"),
         ("parts", [1], "parts is no table of tables"),
         ("size", [64], "is not a family card"),
+        ("temperature", 0, "temperature is 0, expected a number above 0 and at most 1"),
+        ("temperature", 1.5, "temperature is 1.5, expected"),
+        ("temperature", "warm", "temperature is 'warm', expected"),
     ],
 )
 def test_a_card_of_other_things_is_refused(tmp_path: Path, key: str, value: Any, said: str) -> None:

@@ -1,0 +1,85 @@
+"""Temperature: whose noise is narrower, against runs whose noise was narrowed outside."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from arvid.pipeline import Pipeline, Request, load
+from arvid.rollout.timeline import Entry
+from arvid.samplers.noise import INITIAL, REFINE, TURN, SeededNoise
+from oracles import toy_family
+from rollout.rig import BLOCK, Run, run, same
+
+
+class Narrowed:
+    """Noise of half the spread where blocks behind the first begin from it, and where drafts are mended from it."""
+
+    def __init__(self) -> None:
+        self._inner = SeededNoise(3)
+
+    def draw(self, block: int, step: int, shape: tuple[int, ...]) -> Tensor:
+        noise = self._inner.draw(block, step, shape)
+        return noise / 2 if block and step % TURN in (INITIAL, REFINE) else noise
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "target:", "target:level=0.3,", "draft:draft_steps=2,", "reward:tau=0.2,repair=1,", "first:refine=0.8+0.4,",
+        "refine:levels=0.8,", "verify:level=0.6,tau=0.5,", "refine:levels=0.6,ahead=2,",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("step", ["renoise", "euler"])
+def test_blocks_behind_a_past_are_made_from_narrower_noise(text: str, step: str) -> None:
+    """The noise between passes, and that of what is remembered, stays as it is."""
+    made = Run(f"{text}temperature=0.5", step)
+    assert same(made, Run(text.rstrip(":,"), step, noise=Narrowed()))
+    whole = Run(text.rstrip(":,"), step)
+    assert torch.equal(made.latents[:, :BLOCK], whole.latents[:, :BLOCK]) and not same(made, whole)
+
+
+def test_the_warmest_is_as_in_training() -> None:
+    assert same(run("target:temperature=1"), run("target"))
+
+
+@pytest.mark.parametrize("text", ["target:temperature=1.5", "draft:temperature=-0.1"])
+def test_a_temperature_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"temperature=.* of the noise; give above 0 to 1"):
+        run(text)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    return Pipeline(load(toy_family.write(tmp_path_factory.mktemp("families") / "toy")))
+
+
+def cooled(toy: Pipeline, temperature: float) -> Pipeline:
+    family = toy.family
+    return Pipeline(replace(family, card=replace(family.card, temperature=temperature)))
+
+
+def latents(pipeline: Pipeline, router: str, *timeline: Entry) -> Tensor:
+    blocks = pipeline.stream(Request("a red circle", 2.2, 3, router, timeline=timeline))
+    return torch.cat([block.latents_BTCHW for block in blocks], 1)
+
+
+@pytest.mark.parametrize("router", ["target", "first", "refine:levels=0.7"])
+def test_a_family_has_one_of_its_own_that_a_router_may_overrule(toy: Pipeline, router: str) -> None:
+    cool, join = cooled(toy, 0.5), "," if ":" in router else ":"
+    assert torch.equal(latents(cool, router), latents(toy, f"{router}{join}temperature=0.5"))
+    assert torch.equal(latents(cool, f"{router}{join}temperature=1"), latents(toy, router))
+    assert not torch.equal(latents(cool, router), latents(toy, router))
+
+
+def test_what_opens_a_scene_is_made_from_all_of_its_noise(toy: Pipeline) -> None:
+    """It sees nothing of what was before, so it is the same whatever that was; a prompt that merely changes goes on."""
+    block = toy.family.card.block
+    for how, alike in (("cut", True), ("recache", False)):
+        warm, cool = (latents(each, "target", Entry(1.2, "a star", how)) for each in (toy, cooled(toy, 0.5)))
+        third = slice(2 * block, 3 * block)
+        assert torch.equal(warm[:, third], cool[:, third]) == alike
+        assert not torch.equal(warm[:, 3 * block :], cool[:, 3 * block :])
