@@ -94,6 +94,7 @@ def test_what_was_made_trains_a_pair_that_makes_videos(tmp_path: Path, folder: P
     pipeline = Pipeline(load(runs / "family"))
     assert (pipeline.family.card.name, pipeline.family.reward) == ("mine", None)
     assert pipeline.family.card.world == "", "it never saw the lender's world"
+    assert pipeline.family.card.temperature == 1, "the lender's was measured on the lender's weights"
     made = pipeline.generate(Request("a red circle", 0.5, router="first"))
     assert made.frames_BTCHW.shape[2:] == (3, 64, 64)
     trained = load_file(runs / "family" / "target.safetensors")

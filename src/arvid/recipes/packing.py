@@ -54,7 +54,10 @@ def pack(runs: Path, sizes: Sizes, report: Report) -> None:
     shutil.copyfile(weights, out / "target.safetensors")
     parts = {name: part for name, part in card.parts.items() if name != "drafter"} | {"target": card.parts[kind]}
     router = f"target:first_steps={sizes.first}" if sizes.first else "target"
-    told = replace(card, name=f"{card.name}-{sizes.start}", steps=sizes.passes, step=step, router=router, parts=parts)
+    told = replace(
+        card, name=f"{card.name}-{sizes.start}", steps=sizes.passes, step=step, router=router, parts=parts,
+        temperature=1.0,  # what narrower noise does to a model of few passes has not been measured
+    )  # fmt: skip
     seal(out, told, report)
 
 
