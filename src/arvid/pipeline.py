@@ -290,7 +290,7 @@ class Pipeline:
         frames = 0 if given is None else given.shape[1]
         router, plan = self.check(request, frames)
         director = Director(self.changes(request, plan, frames), self._embedded, card.block)
-        hands = self._hands(request, router, clock)
+        hands = self._hands(request, router, clock, card.spread(plan[-1].span.stop))
         steered = Steered(hands, director, card.trained_frames, given, wire.on)
         judge: JudgeOf = Routing(router, family.reward, clock, family.judges)
         limits = spec.build(request.guard or "off", GUARDS, "guard")
@@ -319,14 +319,14 @@ class Pipeline:
     def _embedded(self, prompt: str) -> Tensor:
         return self.family.text.encode([prompt]).to(self.family.device)
 
-    def _hands(self, request: Request, router: Spec, clock: Clock) -> Hands:
+    def _hands(self, request: Request, router: Spec, clock: Clock, temperature: float) -> Hands:
         """Target, drafter and speculation between them. A router that never asks the target is never overruled."""
         family, shape = self.family, (1, *self.latent_shape)
         target = self._walker("target", family.target, request, clock)
         drafter = self._walker("drafter", family.drafter, request, clock) if family.drafter else None
         choose = chooser(family.judges, clock)
         card = family.card
-        common = target, drafter, shape, clock, request.seed, shift_of(card), choose, card.block, card.temperature
+        common = target, drafter, shape, clock, request.seed, shift_of(card), choose, card.block, temperature
         always = Target(
             commit=router.commit, level=router.commit_level, first_best=router.first_best, first_look=router.first_look,
             temperature=router.temperature,

@@ -62,8 +62,8 @@ def cooled(toy: Pipeline, temperature: float) -> Pipeline:
     return Pipeline(replace(family, card=replace(family.card, temperature=temperature)))
 
 
-def latents(pipeline: Pipeline, router: str, *timeline: Entry) -> Tensor:
-    blocks = pipeline.stream(Request("a red circle", 2.2, 3, router, timeline=timeline))
+def latents(pipeline: Pipeline, router: str, *timeline: Entry, seconds: float = 2.2) -> Tensor:
+    blocks = pipeline.stream(Request("a red circle", seconds, 3, router, timeline=timeline))
     return torch.cat([block.latents_BTCHW for block in blocks], 1)
 
 
@@ -73,6 +73,16 @@ def test_a_family_has_one_of_its_own_that_a_router_may_overrule(toy: Pipeline, r
     assert torch.equal(latents(cool, router), latents(toy, f"{router}{join}temperature=0.5"))
     assert torch.equal(latents(cool, f"{router}{join}temperature=1"), latents(toy, router))
     assert not torch.equal(latents(cool, router), latents(toy, router))
+
+
+def test_longer_videos_than_in_training_have_all_of_their_noise(toy: Pipeline) -> None:
+    """With narrow noise what they lose stays lost. What a router says holds for any length."""
+    card, cool = toy.family.card, cooled(toy, 0.5)
+    longest = (4 * card.trained_frames - 3) / card.fps
+    for seconds, alike in ((longest, False), (longest + 12 / card.fps, True)):
+        assert torch.equal(latents(cool, "target", seconds=seconds), latents(toy, "target", seconds=seconds)) == alike
+    one, other = (latents(each, "target:temperature=0.5", seconds=longest + 1) for each in (toy, cool))
+    assert torch.equal(one, other) and not torch.equal(one, latents(toy, "target", seconds=longest + 1))
 
 
 def test_what_opens_a_scene_is_made_from_all_of_its_noise(toy: Pipeline) -> None:

@@ -81,6 +81,7 @@ class Beside:
     asked: Asked
     stage: Stage
     shape: tuple[int, ...]
+    temperature: float
     drafts: list[Draft] = field(default_factory=list)
     own: list[Candidate] = field(default_factory=list)
 
@@ -90,7 +91,7 @@ class Beside:
         x_BTCHW = noise.draw(move.index, INITIAL, (1, len(move.span), channels, height, width))
         x_BTCHW = x_BTCHW.to(self.family.device)
         if move.index:
-            x_BTCHW = self.family.card.temperature * x_BTCHW
+            x_BTCHW = self.temperature * x_BTCHW
             self.drafts.append(self._draft(move, condition, noise, x_BTCHW))
         return self.target.walk(move, x_BTCHW, move.sigmas, condition, noise)
 
@@ -111,7 +112,7 @@ class Beside:
         checks = {}
         for level in self.asked.levels:
             eps = noise.draw(move.index, REFINE, tuple(x_BTCHW.shape)).to(x_BTCHW.device)
-            again = add_noise(draft.block_BTCHW, self.family.card.temperature * eps, level)
+            again = add_noise(draft.block_BTCHW, self.temperature * eps, level)
             took = []
             for walker in (self.target, self.drafter):
                 begin = self._now()
@@ -260,7 +261,8 @@ def _made(pipeline: Pipeline, asked: Asked, prompt: str, seed: int) -> Beside:
     _, plan = pipeline.check(request)
     stage = Stage(family.decoder, Clock())
     walkers = _walker("target", family.target, family), _walker("drafter", family.drafter, family)
-    beside = Beside(family, *walkers, asked, stage, pipeline.latent_shape)
+    temperature = family.card.spread(plan[-1].span.stop)
+    beside = Beside(family, *walkers, asked, stage, pipeline.latent_shape, temperature)
     director = Director(
         pipeline.changes(request, plan), lambda said: family.text.encode([said]).to(family.device), family.card.block
     )

@@ -50,7 +50,7 @@ class Origin:
 class Card(Origin):
     """What a family is and how it wants to be run: latent frames per block and in training, pixel size, frames per
     second, passes (their number, or a list of timesteps) and their step rule, cache policy, router, the constructor
-    arguments of its parts, and the temperature of its noise behind a past (see `rollout.specs.Spec`)."""
+    arguments of its parts, and the temperature of noise behind a past in videos of at most the trained length."""
 
     block: int
     trained_frames: int
@@ -62,6 +62,11 @@ class Card(Origin):
     router: str
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     temperature: float = 1.0
+
+    def spread(self, frames: int) -> float:
+        """How wide the noise is that blocks behind a past are made from, as a share of training's, in a video of so
+        many latent frames. In longer ones it is all of it: with narrow noise what they lose stays lost."""
+        return self.temperature if frames <= self.trained_frames else 1.0
 
 
 def read_card(directory: Path) -> Card:

@@ -79,8 +79,9 @@ class Spec:
     of its own (see `Chooser`), chosen after `first_look` passes (0: when they are finished). `ahead=n`: behind block 0,
     n blocks are drafted one after the other, then judged and mended together: one pass of the target looks at all of
     them (speculative decoding, 2211.17192). `commit=last` keeps the keys of the last pass instead of paying a clean
-    one; `level` is the noise level of clean commits. Numbers are finite, but for LIMITS. Raises ValueError for what
-    cannot be."""
+    one; `level` is the noise level of clean commits. `temperature`: how wide the noise is that blocks behind a past are
+    made from, and drafts mended from, where 1 is as in training (as flows are sampled, Glow, 1807.03039); 0 takes the
+    family's own. Numbers are finite, but for LIMITS. Raises ValueError for what cannot be."""
 
     repair: int = -1
     refine: tuple[float, ...] = ()
