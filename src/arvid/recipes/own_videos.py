@@ -227,7 +227,7 @@ def pack(runs: Path, sizes: Sizes, report: Report) -> None:
         shutil.copyfile(runs / part / "model.safetensors", out / f"{part}.safetensors")
     made = {part: card.parts[part] for part in ("vae", *parts)}
     router = card.router if "drafter" in parts else "target"
-    # What narrower noise is worth was measured on the lender; others may have more than one way to go on.
+    # What narrower noise is worth was measured on the lender; other videos may have more than one way to go on.
     told = replace(card, name=sizes.name, world="", router=router, parts=made, temperature=1.0)
     seal(out, told, report)
 
