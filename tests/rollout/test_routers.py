@@ -386,7 +386,7 @@ def test_scores_without_a_judge_are_an_error() -> None:
         ("cascade:tau=0.5,frames=0", "frames=0 must be at least 1"),
         ("cascade:tau=0.5,delta=-1", "delta=-1.0 at least 0"),
         ("first:commit=never", "known: clean, last"),
-        ("first:level=1", r"level in \[0, 1\)"),
+        ("first:level=1", r"level=1.0 of clean commits; give a number in \[0, 1\)"),
         ("first:steps=-1", "from 0 to 1000"),
         ("target:steps=99999999999999", "from 0 to 1000"),
         ("reward:tau=1,repair=-2", "repair=-2 must be at least 0"),

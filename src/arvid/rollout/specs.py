@@ -70,35 +70,54 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spec:
-    """Options every router has. `repair=k`: a rejected block resumes from the draft after k steps (T-Stitch order;
-    all of them keep the draft, -1 redoes it from noise). `refine=a+b`: instead, the draft is re-noised to level a and
-    walks a, b, 0. `steps`, `first_steps`, `draft_steps`: passes of the target, of the target on block 0 and on what
-    opens a scene, of the drafter; 0 takes the levels of the plan, which are the model's own unless `steps` says
-    otherwise. `first_best=n`: block 0, and one that opens a scene alone in its move, is the best of n, each from noise
-    of its own (see `Chooser`), chosen after `first_look` passes (0: when they are finished). `ahead=n`: behind block 0,
-    n blocks are drafted one after the other, then judged and mended together: one pass of the target looks at all of
-    them (speculative decoding, 2211.17192). `commit=last` keeps the keys of the last pass instead of paying a clean
-    one; `level` is the noise level of clean commits. `temperature`: how wide the noise is that blocks behind a past are
-    made from, and drafts mended from, where 1 is as in training (as flows are sampled, Glow, 1807.03039); 0 takes the
-    family's own. Numbers are finite, but for LIMITS. Raises ValueError for what cannot be."""
+class Making:
+    """How blocks are made from noise. `steps`, `first_steps`, `draft_steps`: passes of the target, of the target on
+    block 0 and on what opens a scene, of the drafter; 0 takes the levels of the plan, which are the model's own unless
+    `steps` says otherwise. `first_best=n`: block 0, and one that opens a scene alone in its move, is the best of n,
+    each from noise of its own (see `Chooser`), chosen after `first_look` passes (0: when they are finished).
+    `temperature`: how wide the noise is that blocks behind a past are made from, and drafts mended from, where 1 is as
+    in training (as flows are sampled, Glow, 1807.03039); 0 takes the family's own (`Card.spread`). Raises ValueError
+    for what cannot be."""
 
-    repair: int = -1
-    refine: tuple[float, ...] = ()
     steps: int = 0
     first_steps: int = 0
     first_best: int = 1
     first_look: int = 0
     draft_steps: int = 0
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        counts = (self.steps, self.first_steps, self.first_look, self.draft_steps)
+        if not all(0 <= count <= MOST_STEPS for count in counts):
+            raise ValueError(f"steps must be from 0 to {MOST_STEPS}; got {self}")
+        if not 0 <= self.temperature <= 1:
+            raise ValueError(f"temperature={self.temperature} of the noise; give above 0 to 1 (0: the family's own)")
+        if not 1 <= self.first_best <= MOST_CANDIDATES:
+            raise ValueError(f"first_best={self.first_best} candidates; give 1 (no choice) to {MOST_CANDIDATES}")
+        if self.first_look and self.first_best == 1:
+            raise ValueError(f"first_look={self.first_look} without candidates; give first_best=, or leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec(Making):
+    """Options every router has. `repair=k`: a rejected block resumes from the draft after k steps (T-Stitch order;
+    all of them keep the draft, -1 redoes it from noise). `refine=a+b`: instead, the draft is re-noised to level a and
+    walks a, b, 0. `ahead=n`: behind block 0, n blocks are drafted one after the other, then judged and mended together:
+    one pass of the target looks at all of them (speculative decoding, 2211.17192). `commit=last` keeps the keys of the
+    last pass instead of paying a clean one; `level` is the noise level of clean commits. Numbers are finite, but for
+    LIMITS. Raises ValueError for what cannot be."""
+
+    repair: int = -1
+    refine: tuple[float, ...] = ()
     ahead: int = 1
     commit: str = "clean"
     level: float = 0.0
-    temperature: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in ((field.name, getattr(self, field.name)) for field in fields(self)):
             if isinstance(value, float) and not math.isfinite(value) and (math.isnan(value) or name not in LIMITS):
                 raise ValueError(f"{name}={value} is not finite; give a number ({', '.join(LIMITS)} may be infinite)")
+        super().__post_init__()
         if self.commit not in ("clean", "last"):
             raise ValueError(f"commit={self.commit!r}; known: clean, last")
         if not all(0 < level <= 1 for level in self.refine) or list(self.refine) != sorted(set(self.refine))[::-1]:
@@ -111,17 +130,10 @@ class Spec:
             )
         if self.refine and self.repair >= 0:
             raise ValueError(f"repair={self.repair} and refine={self.refine} exclude each other; give one")
-        counts = (self.steps, self.first_steps, self.first_look, self.draft_steps)
-        if not all(0 <= count <= MOST_STEPS for count in counts) or not 0 <= self.level < 1:
-            raise ValueError(f"steps must be from 0 to {MOST_STEPS} and level in [0, 1); got {self}")
-        if not 0 <= self.temperature <= 1:
-            raise ValueError(f"temperature={self.temperature} of the noise; give above 0 to 1 (0: the family's own)")
-        if not 1 <= self.first_best <= MOST_CANDIDATES:
-            raise ValueError(f"first_best={self.first_best} candidates; give 1 (no choice) to {MOST_CANDIDATES}")
+        if not 0 <= self.level < 1:
+            raise ValueError(f"level={self.level} of clean commits; give a number in [0, 1)")
         if not 1 <= self.ahead <= MOST_AHEAD:
             raise ValueError(f"ahead={self.ahead} blocks drafted before the target looks; give 1 to {MOST_AHEAD}")
-        if self.first_look and self.first_best == 1:
-            raise ValueError(f"first_look={self.first_look} without candidates; give first_best=, or leave it out")
 
     @property
     def remedies(self) -> bool:
