@@ -321,11 +321,10 @@ class Pipeline:
 
     def _hands(self, request: Request, router: Spec, clock: Clock, temperature: float) -> Hands:
         """Target, drafter and speculation between them. A router that never asks the target is never overruled."""
-        family, shape = self.family, (1, *self.latent_shape)
+        family, card, shape = self.family, self.family.card, (1, *self.latent_shape)
         target = self._walker("target", family.target, request, clock)
         drafter = self._walker("drafter", family.drafter, request, clock) if family.drafter else None
         choose = chooser(family.judges, clock)
-        card = family.card
         common = target, drafter, shape, clock, request.seed, shift_of(card), choose, card.block, temperature
         always = Target(
             commit=router.commit, level=router.commit_level, first_best=router.first_best, first_look=router.first_look,
@@ -333,8 +332,8 @@ class Pipeline:
         )  # fmt: skip
         routed = Speculator(router, *common)
         alone = routed if isinstance(router, Draft) else Speculator(always, *common)
-        policy = spec.build(request.past or family.card.past, POLICIES, "past")
-        waits = 0 if policy.whole else WAITING * family.card.trained_frames
+        policy = spec.build(request.past or card.past, POLICIES, "past")
+        waits = 0 if policy.whole else WAITING * card.trained_frames
         walkers = (target, *([drafter] if drafter else []))
         return Hands(routed, alone, walkers, router.commit_level, waits, self._opening(router))
 
