@@ -122,9 +122,10 @@ def test_the_embedded_drafter_costs_at_most_a_sixth_of_the_target() -> None:
     assert drafter * 6 <= target
 
 
-def test_every_frame_has_its_own_noise_level() -> None:
+@pytest.mark.parametrize("cells", [0, 6])
+def test_every_frame_has_its_own_noise_level(cells: int) -> None:
     """Frames that see only themselves come out as if each had been passed alone at its own level and place 0."""
-    model, levels = tiny(), [0.9, 0.1, 0.4]
+    model, levels = tiny(cell_width=cells, cell_blocks=1), [0.9, 0.1, 0.4]
     z_BTCHW, context = torch.randn(1, 3, 4, 4, 4), tiny().read_text(torch.randn(1, 6, 12))
     with torch.no_grad():
         together = model.flow(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from arvid.layers.attention import attend
 from arvid.layers.norms import RMSNorm, plain_norm
 from arvid.layers.rope import angles, angles_at, rotate
+from arvid.models.wan.cells import CellConvolutions
 from arvid.types import Condition, Estimate, Placed, Places, Seen, Span, View
 
 TRAIN_STEPS = 1000
@@ -31,7 +32,8 @@ CONTEXTS_KEPT = 4
 
 @dataclass(frozen=True)
 class WanConfig:
-    """Sizes of a causal Wan transformer, in the words of the original constructor."""
+    """Sizes of a causal Wan transformer, in the words of the original constructor; and what Wan has not: channels and
+    residual blocks of convolutions over cells on either side of it (`models.wan.cells`; width 0: there are none)."""
 
     dim: int
     ffn_dim: int
@@ -43,6 +45,8 @@ class WanConfig:
     out_dim: int = 16
     freq_dim: int = 256
     patch_size: tuple[int, int, int] = (1, 2, 2)
+    cell_width: int = 0
+    cell_blocks: int = 0
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
@@ -250,6 +254,7 @@ class CausalWan(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(WanBlock(config) for _ in range(config.num_layers))
         self.head = Head(config)
+        self.cells = _cells(config)
         self._contexts: OrderedDict[int, tuple[Condition, Context]] = OrderedDict()
 
     @property
@@ -268,10 +273,13 @@ class CausalWan(nn.Module):
             if name.endswith("modulation"):
                 nn.init.normal_(p, 0.0, self.config.dim**-0.5, generator=generator)
             elif p.ndim >= 2:
-                nn.init.xavier_uniform_(p.view(p.shape[0], -1), generator=generator)
+                rows = torch.empty(len(p), p[0].numel())  # a filter bank need not lie in memory as one matrix
+                p.data.copy_(nn.init.xavier_uniform_(rows, generator=generator).view(p.shape))
             elif "norm" not in name:
                 nn.init.zeros_(p)
         nn.init.zeros_(self.head.head.weight)
+        if self.cells is not None:
+            self.cells.silence()
 
     def read_text(self, text_BSD: Tensor) -> Context:
         """Cross-attention keys and values of an embedded prompt [B, S, text_dim], one pair per layer.
@@ -335,12 +343,17 @@ class CausalWan(nn.Module):
         reading = Reading(view, frames, grid, self.config.dim // self.config.num_heads, sigma_BT, context)
         time_BTD = self._time(sigma_BT)
         time_BT6D = self.time_projection(time_BTD).unflatten(-1, (6, -1))
+        if self.cells is not None:
+            more_BTPD, maps_NCHW = self.cells.before(z_BTCHW, sigma_BT, time_BTD)
+            x_BTPD = x_BTPD + more_BTPD
         memory: list[tuple[Tensor, Tensor]] = []
         for layer, (block, text) in enumerate(zip(self._blocks(), context, strict=True)):
             x_BTPD, kept = block(x_BTPD, time_BT6D, text, layer, reading)
             memory.append(kept)
-        out = self.head(x_BTPD, time_BTD)
-        return Estimate(self._image(out, grid), tuple(memory))
+        flow_BTCHW = self._image(self.head(x_BTPD, time_BTD), grid)
+        if self.cells is not None:
+            flow_BTCHW = flow_BTCHW + self.cells.behind(maps_NCHW, x_BTPD)
+        return Estimate(flow_BTCHW, tuple(memory))
 
     def _time(self, sigma_BT: Tensor) -> Tensor:
         half = self.config.freq_dim // 2
@@ -365,6 +378,15 @@ class CausalWan(nn.Module):
         return cells.permute(0, 1, 6, 2, 4, 3, 5).reshape(
             batch, frames, self.config.out_dim, grid[0] * ph, grid[1] * pw
         )
+
+
+def _cells(config: WanConfig) -> CellConvolutions | None:
+    """The convolutions beside the transformer, where the configuration has any."""
+    if not config.cell_width:
+        return None
+    return CellConvolutions(
+        config.in_dim, config.out_dim, config.dim, config.patch_size[1:], config.cell_width, config.cell_blocks
+    )
 
 
 def _dtype(layers: nn.Module) -> torch.dtype:
