@@ -215,10 +215,8 @@ def test_a_reader_learns_what_stands_in_cells() -> None:
     """Latents that hold the labels: after some steps shapes are read right, before they were not."""
     torch.manual_seed(0)
     z = torch.cat([film(prompt, seed) for prompt in (ONE, TWO) for seed in range(6)])
-    everywhere = torch.ones(z.shape[:2]).bool()
-    batch = LabelledBlocks(
-        z, Told(z[:, :, :3].movedim(2, -1).byte(), z[:, :, 3:].movedim(2, -1), everywhere), everywhere
-    )
+    everywhere, moves = torch.ones(z.shape[:2]).bool(), z[:, :, 3:].movedim(2, -1)
+    batch = LabelledBlocks(z, Told(z[:, :, :3].movedim(2, -1).byte(), moves, moves, everywhere), everywhere)
     reader = BlockReader(5, FRAMES, meaning().seen, width=16, blocks=1)
     objective, step = BlockReading(reader), torch.optim.Adam(reader.parameters(), 5e-3)
     generator = torch.Generator().manual_seed(0)

@@ -46,7 +46,8 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for kind, count, frames in (("latents", 6, 21), ("first", 6, 3), ("changed", 2, 21)):
         part[kind] = torch.randn(count, frames, 16, *CELLS).half()
         part[f"{kind}_classes"] = torch.randint(0, 4, (count, frames, *CELLS, 3), dtype=torch.uint8)
-        part[f"{kind}_velocity"] = torch.randn(count, frames, *CELLS, 2).half()
+        for way in ("velocity", "offset"):
+            part[f"{kind}_{way}"] = torch.randn(count, frames, *CELLS, 2).half()
     for kind in ("text", "first_text", "changed_text"):
         part[kind] = torch.randn(2 if kind == "changed_text" else 6, 5, 8).half()
     save_file(part, tmp_path / "latents" / "0000.safetensors")

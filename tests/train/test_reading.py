@@ -31,42 +31,47 @@ def latents(mark_BT: Tensor) -> Tensor:
 
 def told(mark_BT: Tensor) -> Told:
     cells = mark_BT[:, :, None, None].expand(-1, -1, SIDE, SIDE)
-    return Told(cells[..., None].expand(-1, -1, -1, -1, 2), torch.zeros(*cells.shape, 2), mark_BT >= 0)
+    still = torch.zeros(*cells.shape, 2)
+    return Told(cells[..., None].expand(-1, -1, -1, -1, 2), still, still, mark_BT >= 0)
 
 
 def test_every_cell_is_read_from_its_own_place_in_its_token() -> None:
     reader = CellReader(24, (2, 3), (4, 5))
     x = torch.randn(2, 3, 8, 24)
-    *kinds, velocity = reader(x, (4, 2))
-    assert [tuple(part.shape) for part in (*kinds, velocity)] == [(2, 3, 8, 6, n) for n in (4, 5, 2)]
+    *kinds, velocity, offset = reader(x, (4, 2))
+    assert [tuple(part.shape) for part in (*kinds, velocity, offset)] == [(2, 3, 8, 6, n) for n in (4, 5, 2, 2)]
     normal = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     read = normal @ reader.map.weight.T + reader.map.bias
     for row in range(8):
         for column in range(6):
             token = read[:, :, row // 2 * 2 + column // 3]
-            inside = (row % 2 * 3 + column % 3) * 11
+            inside = (row % 2 * 3 + column % 3) * 13
             torch.testing.assert_close(kinds[1][:, :, row, column], token[..., inside + 4 : inside + 9])
             torch.testing.assert_close(velocity[:, :, row, column], token[..., inside + 9 : inside + 11])
+            torch.testing.assert_close(offset[:, :, row, column], token[..., inside + 11 : inside + 13])
 
 
-def test_a_reader_that_knows_nothing_loses_the_logarithm_of_the_choices_and_half_the_square_of_the_pace() -> None:
+def test_a_reader_that_knows_nothing_loses_the_choices_half_the_square_of_the_pace_and_twice_that_of_the_way() -> None:
     reader = CellReader(8, (1, 1), (4, 5))
     nn.init.zeros_(reader.map.weight)
     nn.init.zeros_(reader.map.bias)
     classes = torch.tensor([[0, 0], [2, 3], [1, 1], [0, 0]]).view(1, 1, 2, 2, 2)
     velocity = torch.tensor([[9.0, 9.0], [1.0, 2.0], [3.0, 0.0], [9.0, 9.0]]).view(1, 1, 2, 2, 2)
-    loss, _ = reader.loss(torch.randn(1, 1, 4, 8), Told(classes, velocity, torch.ones(1, 1).bool()))
-    torch.testing.assert_close(loss, torch.tensor(math.log(4) + math.log(5) + 0.5 * (5 + 9) / 2))
+    offset = torch.tensor([[7.0, 7.0], [0.5, 0.0], [0.0, 1.0], [7.0, 7.0]]).view(1, 1, 2, 2, 2)
+    loss, _ = reader.loss(torch.randn(1, 1, 4, 8), Told(classes, velocity, offset, torch.ones(1, 1).bool()))
+    wanted = math.log(4) + math.log(5) + 0.5 * (5 + 9) / 2 + 2 * (0.25 + 1) / 2
+    torch.testing.assert_close(loss, torch.tensor(wanted))
 
 
 def test_frames_that_are_not_asked_for_do_not_count() -> None:
     reader = CellReader(8, (1, 1), (4, 5))
-    x, classes, velocity = torch.randn(1, 6, 4, 8), torch.randint(0, 4, (1, 6, 2, 2, 2)), torch.randn(1, 6, 2, 2, 2)
+    x, classes = torch.randn(1, 6, 4, 8), torch.randint(0, 4, (1, 6, 2, 2, 2))
+    ways = torch.randn(2, 1, 6, 2, 2, 2).unbind()
     late = torch.arange(6)[None] >= 3
-    some, _ = reader.loss(x, Told(classes, velocity, late))
-    alone, _ = reader.loss(x[:, 3:], Told(classes[:, 3:], velocity[:, 3:], late[:, 3:]))
+    some, _ = reader.loss(x, Told(classes, *ways, late))
+    alone, _ = reader.loss(x[:, 3:], Told(classes[:, 3:], *(way[:, 3:] for way in ways), late[:, 3:]))
     torch.testing.assert_close(some, alone)
-    every, _ = reader.loss(x, Told(classes, velocity, torch.ones(1, 6).bool()))
+    every, _ = reader.loss(x, Told(classes, *ways, torch.ones(1, 6).bool()))
     assert not torch.equal(every, some)
 
 
@@ -109,7 +114,7 @@ def test_reading_teaches_what_comes_before_it_and_leaves_the_rest_alone() -> Non
     labels = [
         Told(
             torch.randint(0, 3, (*x.shape[:2], SIDE, SIDE, 2)),
-            torch.randn(*x.shape[:2], SIDE, SIDE, 2),
+            *torch.randn(2, *x.shape[:2], SIDE, SIDE, 2),
             torch.ones(x.shape[:2]).bool(),
         )
         for x in (z, first)

@@ -137,7 +137,8 @@ def test_reading_hears_both_walks() -> None:
 
     def labels(clips: int, frames: int) -> Told:
         number = torch.arange(frames).expand(clips, -1)[:, :, None, None, None].expand(-1, -1, SIDE, SIDE, 2)
-        return Told(number, torch.zeros(clips, frames, SIDE, SIDE, 2), torch.ones(clips, frames).bool())
+        still = torch.zeros(clips, frames, SIDE, SIDE, 2)
+        return Told(number, still, still, torch.ones(clips, frames).bool())
 
     objective(ToldBatch(batch(), labels(2, FRAMES), labels(4, BLOCK)), generator())["loss"].backward()
     shown = torch.cat([each.flatten() for each in heard]).bincount(minlength=FRAMES)

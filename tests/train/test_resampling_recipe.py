@@ -36,7 +36,8 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for kind, count, frames in (("latents", 8, 21), ("first", 8, 3), ("changed", 2, 21)):
         part[kind] = torch.randn(count, frames, 16, *CELLS).half()
         part[f"{kind}_classes"] = torch.randint(0, 4, (count, frames, *CELLS, 3), dtype=torch.uint8)
-        part[f"{kind}_velocity"] = torch.randn(count, frames, *CELLS, 2).half()
+        for way in ("velocity", "offset"):
+            part[f"{kind}_{way}"] = torch.randn(count, frames, *CELLS, 2).half()
         part["changed_text" if kind == "changed" else {"latents": "text"}.get(kind, "first_text")] = torch.randn(
             count, 5, 8
         ).half()

@@ -66,11 +66,10 @@ def test_a_batch_says_from_where_its_clips_are_learned(tmp_path: Path, monkeypat
     """Rows hold their own numbers, so that a batch tells which of them it drew."""
     (tmp_path / "latents").mkdir()
     cells = {f"{kind}_classes": torch.zeros(4, 21, 8, 8, 3, dtype=torch.uint8) for kind in ("latents", "changed")}
-    cells |= {f"{kind}_velocity": torch.zeros(4, 21, 8, 8, 2) for kind in ("latents", "changed")}
-    cells |= {
-        "first_classes": torch.zeros(4, 3, 8, 8, 3, dtype=torch.uint8),
-        "first_velocity": torch.zeros(4, 3, 8, 8, 2),
-    }
+    cells["first_classes"] = torch.zeros(4, 3, 8, 8, 3, dtype=torch.uint8)
+    for way in ("velocity", "offset"):
+        cells |= {f"{kind}_{way}": torch.zeros(4, 21, 8, 8, 2) for kind in ("latents", "changed")}
+        cells[f"first_{way}"] = torch.zeros(4, 3, 8, 8, 2)
     number = torch.arange(4.0)[:, None, None, None, None]
     made = {
         "latents": number.expand(-1, 21, 1, 1, 1), "text": torch.ones(4, 2, 2),
@@ -98,7 +97,7 @@ def test_what_is_held_is_in_no_batch(tmp_path: Path) -> None:
     }
     for kind, (count, frames) in counts.items():
         made[f"{kind}_classes"] = torch.zeros(count, frames, 1, 1, 3, dtype=torch.uint8)
-        made[f"{kind}_velocity"] = torch.zeros(count, frames, 1, 1, 2)
+        made |= {f"{kind}_{way}": torch.zeros(count, frames, 1, 1, 2) for way in ("velocity", "offset")}
         made["text" if kind == "latents" else f"{kind}_text"] = torch.ones(count, 2, 2)
     made["changed_from"] = torch.full((8,), 3)
     save_file({name: value.contiguous() for name, value in made.items()}, tmp_path / "latents" / "0000.safetensors")

@@ -33,6 +33,26 @@ def test_velocity_is_the_pace_of_the_middle_of_the_thing() -> None:
     assert not found.velocity_TYX2[0].any()
 
 
+@pytest.mark.parametrize("prompt", [PROMPT, "a small yellow circle moves up slowly on black, camera pans left"])
+def test_offsets_point_at_the_middle_of_what_is_seen(prompt: str) -> None:
+    found = label(prompt, 3, 30)
+    for frame, cells, offset in zip(found.things_THW, found.shape_TYX, found.offset_TYX2, strict=True):
+        rows, columns = np.nonzero(frame)
+        if np.ptp(rows) > 40 or np.ptp(columns) > 40:
+            continue  # over an edge: the mean of its pixels is not its middle
+        middle = np.array([columns.mean() + 0.5, rows.mean() + 0.5]) / CELL
+        for row, column in np.argwhere(cells):
+            np.testing.assert_allclose((column + 0.5, row + 0.5) + offset[row, column], middle, atol=0.1)
+        assert not offset[cells == 0].any()
+
+
+def test_over_an_edge_the_shorter_way_is_the_offset() -> None:
+    found = label("a large red circle moves right quickly on black", 3, 81)
+    over = [frame for frame, seen in enumerate(found.shape_TYX) if seen[:, 0].any() and seen[:, -1].any()]
+    assert over
+    assert np.abs(found.offset_TYX2[over].astype(float)).max() < 3
+
+
 def test_of_two_things_the_one_that_covers_more_of_a_cell_names_it() -> None:
     prompt = "a large blue square stays still and a large red star stays still on a white background"
     found = label(prompt, 1, 2)

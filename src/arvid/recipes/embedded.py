@@ -52,10 +52,10 @@ class Sizes:
 
     text_steps: int = 1700
     clips: int = 2400
-    vae_steps: int = 1500
+    vae_steps: int = 3000
     decoder_steps: int = 8000
-    latents: int = 7000
-    target_steps: int = 2300
+    latents: int = 10000
+    target_steps: int = 6000
     drafter_steps: int = 1400
     reward_steps: int = 1800
     batch: int = 4
@@ -98,10 +98,10 @@ class Windows:
         ends = [slice(every.start, every.stop, TIME_STRIDE) for _, _, every in cuts]
         here = [(found, at) for (_, found, _), at in zip(cuts, ends, strict=True)]
         classes = [np.stack([found.shape_TYX[at], found.size_TYX[at]], -1) for found, at in here]
-        paces = [found.velocity_TYX2[at] for found, at in here]
+        paces, offsets = [found.velocity_TYX2[at] for found, at in here], [found.offset_TYX2[at] for found, at in here]
         told = Told(
             torch.from_numpy(np.stack(classes)), torch.from_numpy(np.stack(paces)).float(),
-            torch.ones(count, len(classes[0])).bool(),
+            torch.from_numpy(np.stack(offsets)).float(), torch.ones(count, len(classes[0])).bool(),
         )  # fmt: skip
         things = torch.from_numpy(np.stack([found.things_THW[every] for _, found, every in cuts]))
         return LabelledClips(to_pixels(np.stack([film[every] for film, _, every in cuts])), told, things)
@@ -195,7 +195,7 @@ def decoder(runs: Path, sizes: Sizes, report: Report) -> None:
     save_file({k: v.contiguous() for k, v in average.items()}, runs / "decoder" / "vae.safetensors")
 
 
-PART, FIRSTS, CHANGING = 50, 200, 20
+PART, FIRSTS, CHANGING = 50, 300, 20
 """A part of the latents: so many whole clips, so many other clips' first blocks alone, and whole clips whose prompt
 changes on the way."""
 GUIDANCE = 2.0

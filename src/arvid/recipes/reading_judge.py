@@ -54,13 +54,13 @@ class Blocks:
 
     def cut(self, kind: int, clips: np.ndarray, starts: np.ndarray) -> LabelledBlocks:
         """The blocks of some clips that begin at frames."""
-        z, classes, velocity = (
+        z, classes, velocity, offset = (
             torch.stack([row[i, start : start + BLOCK] for i, start in zip(clips, starts, strict=True)])
             for row in self.rows[kind]
         )
         everywhere = torch.ones(z.shape[:2]).bool()
         moving = everywhere & (torch.arange(BLOCK) >= 1 - kind)  # nothing is known of how a film's first frame moves
-        return LabelledBlocks(z.float(), Told(classes, velocity.float(), everywhere), moving)
+        return LabelledBlocks(z.float(), Told(classes, velocity.float(), offset.float(), everywhere), moving)
 
 
 class Scenes:

@@ -35,7 +35,7 @@ from arvid.train.workers import Workers
 
 UNTOLD = 0.1
 """Share of clips that are shown without their text, so that a model can be guided away from what it makes untold."""
-LABELS = ("classes", "velocity")
+LABELS = ("classes", "velocity", "offset")
 """What is known of cells, as `world.labels` names it."""
 TOGETHER = 10
 """First blocks that go with every whole clip of a batch."""
@@ -166,8 +166,8 @@ def held_numbers(objective: Objective, data: Encoded) -> Held | None:
 
 def labels_of(rows: list[Tensor], chosen: Tensor, begins_B: Tensor) -> Told:
     """Labels of chosen rows, which are asked for from the frames `begins_B` on."""
-    classes, velocity = (row[chosen] for row in rows)
-    return Told(classes, velocity.float(), torch.arange(classes.shape[1]) >= begins_B[:, None])
+    classes, velocity, offset = (row[chosen] for row in rows)
+    return Told(classes, velocity.float(), offset.float(), torch.arange(classes.shape[1]) >= begins_B[:, None])
 
 
 def begun(config: WanConfig, directory: Path) -> CausalWan:

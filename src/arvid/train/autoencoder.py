@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from arvid.train.reading import Told, cells_loss
+from arvid.train.reading import Told, cells_loss, offset_loss
 from arvid.types import Decoder
 
 NOISE = 0.1
@@ -22,7 +22,8 @@ DECODER_NOISE = 0.2
 PENALTY = 3e-3
 THINGS = 3.0
 PROBE = 0.15
-PROBE_NOISE = 0.4
+PROBE_NOISE = 0.6
+PROBE_MOTION = 2.0
 GAIN = 8.0
 
 
@@ -40,9 +41,9 @@ class Autoencoder(Protocol):
 
 @dataclass(frozen=True)
 class LabelledClips:
-    """Frames v_BTCHW in [-1, 1], what stands in every cell of every latent frame (shape and size), and the pixels that
-    belong to things [B, T, H, W] bool. `stills` are single frames that are encoded and probed only: many things for
-    little work."""
+    """Frames v_BTCHW in [-1, 1], what stands in every cell of every latent frame (shape and size) and where its middle
+    is, and the pixels that belong to things [B, T, H, W] bool. `stills` are single frames that are encoded and probed
+    only: many things for little work."""
 
     v_BTCHW: Tensor
     told: Told
@@ -55,13 +56,13 @@ class Probe(nn.Module):
 
     def __init__(self, channels: int, shapes: int, sizes: int) -> None:
         super().__init__()
-        self.parts = (shapes + 1, sizes + 1, 2)
+        self.parts = (shapes + 1, sizes + 1, 2, 2)
         self.map = nn.Linear(channels, sum(self.parts))
         nn.init.zeros_(self.map.weight)
 
     def forward(self, z_BTCHW: Tensor) -> tuple[Tensor, ...]:
-        """Of latents of unit variance: logits of shape, logits of size, velocity; each [B, T, Y, X, n]. The gain lets
-        so small a map keep pace with the encoder at one learning rate."""
+        """Of latents of unit variance: logits of shape, logits of size, velocity, offset; each [B, T, Y, X, n]. The
+        gain lets so small a map keep pace with the encoder at one learning rate."""
         return (GAIN * self.map(z_BTCHW.movedim(2, -1))).split(self.parts, -1)
 
 
@@ -105,7 +106,9 @@ class Reconstruction:
         noised = (z_BTCHW - centre) / spread + PROBE_NOISE * torch.randn(z_BTCHW.shape, generator=generator)
         # The first latent frame is one pixel frame: nothing in it tells a velocity.
         moving_BT = torch.arange(z_BTCHW.shape[1]).expand(z_BTCHW.shape[:2]) > 0
-        return cells_loss(self.probe(noised), batch.told, moving_BT)
+        *read, offset = self.probe(noised)
+        loss, right = cells_loss(read, batch.told, moving_BT, PROBE_MOTION)
+        return loss + offset_loss(offset, batch.told), right
 
 
 @dataclass(frozen=True)

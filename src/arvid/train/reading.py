@@ -22,22 +22,26 @@ WEIGHT = 0.1
 """Of the reading loss beside the flow's."""
 MOTION = 0.5
 """Of the squared error of a velocity in pixels per frame beside a cross-entropy in nats."""
+PLACE = 2.0
+"""Of the squared error of an offset in cells."""
 
 
 @dataclass(frozen=True)
 class Told:
-    """Labels of cells: classes [B, T, Y, X, kinds] (0 nothing) and velocity [B, T, Y, X, 2] in pixels per frame; and
-    which frames [B, T] are to be told (what stands in the others need not be in the text)."""
+    """Labels of cells: classes [B, T, Y, X, kinds] (0 nothing), velocity [B, T, Y, X, 2] in pixels per frame and the
+    offset [B, T, Y, X, 2] of the middle of what stands there, in cells; and which frames [B, T] are to be told (what
+    stands in the others need not be in the text)."""
 
     classes_BTYXK: Tensor
     velocity_BTYX2: Tensor
+    offset_BTYX2: Tensor
     asked_BT: Tensor
 
     def frames(self, starts: list[int], length: int) -> Told:
         """Of windows of every clip that begin at `starts`, window by window along the batch."""
         return Told(*(
             torch.stack([x[:, start : start + length] for start in starts], 1).flatten(0, 1)
-            for x in (self.classes_BTYXK, self.velocity_BTYX2, self.asked_BT)
+            for x in (self.classes_BTYXK, self.velocity_BTYX2, self.offset_BTYX2, self.asked_BT)
         ))  # fmt: skip
 
 
@@ -57,26 +61,29 @@ class CellReader(nn.Module):
         """`patch` is the cells of a token, down and across; `kinds` the number of classes, nothing included, of each
         kind of label."""
         super().__init__()
-        self.patch, self.parts = patch, (*kinds, 2)
+        self.patch, self.parts = patch, (*kinds, 2, 2)
         self.map = nn.Linear(dim, patch[0] * patch[1] * sum(self.parts))
 
     def forward(self, x_BTPD: Tensor, grid: tuple[int, int]) -> tuple[Tensor, ...]:
-        """Logits [B, T, Y, X, classes] of each kind, then velocity [B, T, Y, X, 2]; `grid` is tokens down, across."""
+        """Logits [B, T, Y, X, classes] of each kind, then velocity and offset [B, T, Y, X, 2]; `grid` is tokens down,
+        across."""
         batch, frames, _, dim = x_BTPD.shape
         read = self.map(F.layer_norm(x_BTPD.float(), (dim,)))
         cells = read.view(batch, frames, *grid, *self.patch, sum(self.parts)).transpose(3, 4)
         return cells.reshape(batch, frames, grid[0] * self.patch[0], grid[1] * self.patch[1], -1).split(self.parts, -1)
 
     def loss(self, x_BTPD: Tensor, told: Told) -> tuple[Tensor, Tensor]:
-        """What `cells_loss` says of what the map reads, velocities of all frames included."""
+        """What `cells_loss` and `offset_loss` say of what the map reads, velocities of all frames included."""
         rows, columns = told.classes_BTYXK.shape[2:4]
-        return cells_loss(self(x_BTPD, (rows // self.patch[0], columns // self.patch[1])), told, told.asked_BT)
+        *read, offset = self(x_BTPD, (rows // self.patch[0], columns // self.patch[1]))
+        loss, right = cells_loss(read, told, told.asked_BT)
+        return loss + offset_loss(offset, told), right
 
 
-def cells_loss(read: Sequence[Tensor], told: Told, moving_BT: Tensor) -> tuple[Tensor, Tensor]:
+def cells_loss(read: Sequence[Tensor], told: Told, moving_BT: Tensor, motion: float = MOTION) -> tuple[Tensor, Tensor]:
     """Of logits [B, T, Y, X, classes] of each kind and velocity [B, T, Y, X, 2]: cross-entropies, cells with things and
-    without of equal weight in all, and the error of velocities in frames `moving_BT`; and the share of right first
-    kinds where things stand."""
+    without of equal weight in all, and `motion` times the error of velocities in frames `moving_BT`; and the share of
+    right first kinds where things stand."""
     *logits, velocity = read
     asked = told.asked_BT[:, :, None, None].expand(told.classes_BTYXK.shape[:4]).float()
     stands = asked * (told.classes_BTYXK[..., 0] > 0)
@@ -89,9 +96,16 @@ def cells_loss(read: Sequence[Tensor], told: Told, moving_BT: Tensor) -> tuple[T
         loss = loss + (balance * wrong).sum()
     moves = stands * moving_BT[:, :, None, None]
     miss = (velocity - told.velocity_BTYX2).square().sum(-1)
-    motion = (miss * moves).sum() / moves.sum().clamp(min=1)
+    missed = (miss * moves).sum() / moves.sum().clamp(min=1)
     right = (logits[0].argmax(-1) == told.classes_BTYXK[..., 0])[stands > 0].float().mean()
-    return loss + MOTION * motion, right.detach()
+    return loss + motion * missed, right.detach()
+
+
+def offset_loss(offset_BTYX2: Tensor, told: Told) -> Tensor:
+    """PLACE times the squared error of offsets where things stand."""
+    stands = told.asked_BT[:, :, None, None] * (told.classes_BTYXK[..., 0] > 0)
+    miss = (offset_BTYX2 - told.offset_BTYX2).square().sum(-1)
+    return PLACE * (miss * stands).sum() / stands.sum().clamp(min=1)
 
 
 class ReadForcing:

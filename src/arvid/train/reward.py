@@ -290,7 +290,8 @@ def standing(shown_BLK: Tensor) -> Told:
         found.append(torch.where(names.amax(-1) > 0, names.argmax(-1) + 1, 0).masked_fill(~sure, UNKNOWN))
     classes_BTYXK = torch.stack(found, -1).unflatten(1, (1, side, side))
     known_BT = (classes_BTYXK != UNKNOWN).flatten(2).any(-1)
-    return Told(classes_BTYXK, torch.zeros(*classes_BTYXK.shape[:-1], 2), known_BT)
+    still = torch.zeros(*classes_BTYXK.shape[:-1], 2)
+    return Told(classes_BTYXK, still, still, known_BT)
 
 
 class Seeing:

@@ -25,13 +25,16 @@ COVERED = 0.12
 @dataclass(frozen=True)
 class Labels:
     """Per cell: `shape_TYX`, `size_TYX` and `colour_TYX` uint8 (0 nothing, else 1 + index in SHAPES, SIZES,
-    THING_COLOURS) and `velocity_TYX2` float16, x and y in pixels per frame of a 64-pixel film (0 where nothing stands
-    and in a film's first frame); `things_THW` bool, the pixels that belong to things."""
+    THING_COLOURS), `velocity_TYX2` float16, x and y in pixels per frame of a 64-pixel film (0 where nothing stands
+    and in a film's first frame), and `offset_TYX2` float16, the way from the cell's middle to that of what stands
+    there, x and y in cells, over an edge where that is shorter (0 where nothing stands); `things_THW` bool, the pixels
+    that belong to things."""
 
     shape_TYX: np.ndarray
     size_TYX: np.ndarray
     colour_TYX: np.ndarray
     velocity_TYX2: np.ndarray
+    offset_TYX2: np.ndarray
     things_THW: np.ndarray
 
 
@@ -45,7 +48,8 @@ def label(prompt: str, seed: int, frames: int, size: int = shapes.SIZE, begins: 
     cells = size // CELL
     shape = np.zeros((frames, cells, cells), np.uint8)
     large, colour, things = np.zeros_like(shape), np.zeros_like(shape), np.zeros((frames, size, size), bool)
-    velocity = np.zeros((frames, cells, cells, 2), np.float16)
+    velocity, offset = (np.zeros((frames, cells, cells, 2), np.float16) for _ in range(2))
+    across, down = np.meshgrid(np.arange(cells) + 0.5, np.arange(cells) + 0.5)
     for take in shapes.takes(prompt, seed, frames, begins):
         most = np.full((take.stop - take.start, cells, cells), COVERED, np.float32)
         for track in (track for track in take.tracks if track.visible):
@@ -60,7 +64,10 @@ def label(prompt: str, seed: int, frames: int, size: int = shapes.SIZE, begins: 
             colour[part][here] = 1 + THING_COLOURS.index(track.thing.colour)
             pace = np.diff(track.path_T2, axis=0, prepend=track.path_T2[:1]) * shapes.SIZE
             velocity[part][here] = np.broadcast_to(pace[:, None, None], (*here.shape, 2))[here]
-    return Labels(shape, large, colour, velocity, things)
+            middle_T2 = (track.path_T2 + take.camera_T2) * cells
+            way = middle_T2[:, None, None] - np.stack([across, down], -1)
+            offset[part][here] = ((way + cells / 2) % cells - cells / 2)[here]
+    return Labels(shape, large, colour, velocity, offset, things)
 
 
 def _cover(take: shapes.Take, track: shapes.Track, size: int) -> np.ndarray:
