@@ -15,7 +15,9 @@ WAN_14B = WanConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
 EMBEDDED_TARGET = WanConfig(
     dim=256, ffn_dim=1024, num_heads=4, num_layers=12, text_dim=128, text_len=64, cell_width=96, cell_blocks=3
 )
-EMBEDDED_DRAFTER = WanConfig(dim=192, ffn_dim=768, num_heads=3, num_layers=3, text_dim=128, text_len=64)
+EMBEDDED_DRAFTER = WanConfig(
+    dim=192, ffn_dim=768, num_heads=3, num_layers=3, text_dim=128, text_len=64, cell_width=32, cell_blocks=1
+)
 
 PRESETS = {
     "wan-1.3b": WAN_1_3B,
