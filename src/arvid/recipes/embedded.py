@@ -24,7 +24,7 @@ from arvid.models.tae import TIME_STRIDE, TAEConfig, TinyAutoencoder
 from arvid.models.text import TextEncoder
 from arvid.models.wan.presets import EMBEDDED_DRAFTER, EMBEDDED_TARGET
 from arvid.models.wan.transformer import WanConfig
-from arvid.recipes.transformers import Encoded, begun, flow_settings, held_numbers, in_parts, keep, seal
+from arvid.recipes.transformers import RATE, Encoded, begun, flow_settings, held_numbers, in_parts, keep, seal
 from arvid.recipes.world import BLOCK, PIXEL_FRAMES, changing, clips, labelled_clips, labels, scene, to_pixels
 from arvid.rewards.frame import FrameReward
 from arvid.rewards.judges import JUDGES, MARKING, REMARKING
@@ -48,17 +48,18 @@ WINDOWS = (6, WINDOW, WINDOW, 12, 18)
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything. The card of the shipped weights says how many of these steps they had."""
+    """How much of everything; `rate` is the learning rate of the transformers."""
 
     text_steps: int = 1700
     clips: int = 2400
     vae_steps: int = 3000
     decoder_steps: int = 8000
-    latents: int = 10000
-    target_steps: int = 6000
-    drafter_steps: int = 1400
+    latents: int = 7000
+    target_steps: int = 3500
+    drafter_steps: int = 4000
     reward_steps: int = 1800
     batch: int = 4
+    rate: float = RATE
 
 
 # ---------------------------------------------------------------- stages
@@ -243,18 +244,18 @@ def latents(runs: Path, sizes: Sizes, report: Report) -> None:
 
 
 def flow(
-    runs: Path, name: str, config: WanConfig, steps: int, batch: int, rate: float, report: Report,
+    runs: Path, name: str, config: WanConfig, steps: int, sizes: Sizes, report: Report,
     kind: type[GuidedForcing] = GuidedForcing,
 ) -> None:  # fmt: skip
     """A transformer by a kind of teacher forcing on the latents of `latents`."""
-    data, model = Encoded(runs, batch), begun(config, runs / name)
+    data, model = Encoded(runs, sizes.batch), begun(config, runs / name)
     reader = reader_of(config)
     forcing = kind(model, FRAMES, BLOCK, *map(Window, WINDOWS), scale=GUIDANCE)
     objective = ReadForcing(forcing, reader, model.blocks[config.num_layers // 2])
     trained = nn.ModuleDict({"model": model, "reader": reader})
 
     held = held_numbers(forcing, data)
-    average = train(trained, objective, data, flow_settings(steps, rate), runs / name, held, report)
+    average = train(trained, objective, data, flow_settings(steps, sizes.rate), runs / name, held, report)
     keep({k.removeprefix("model."): v for k, v in average.items() if k.startswith("model.")}, runs / name)
 
 
@@ -265,12 +266,12 @@ def reader_of(config: WanConfig) -> CellReader:
 
 def target(runs: Path, sizes: Sizes, report: Report) -> None:
     """The target."""
-    flow(runs, "target", EMBEDDED_TARGET, sizes.target_steps, sizes.batch, 2e-3, report)
+    flow(runs, "target", EMBEDDED_TARGET, sizes.target_steps, sizes, report)
 
 
 def drafter(runs: Path, sizes: Sizes, report: Report) -> None:
     """The drafter: same data, a fraction of the size, and behind its own drafts."""
-    flow(runs, "drafter", EMBEDDED_DRAFTER, sizes.drafter_steps, sizes.batch, 1.5e-3, report, DraftForcing)
+    flow(runs, "drafter", EMBEDDED_DRAFTER, sizes.drafter_steps, sizes, report, DraftForcing)
 
 
 def reward(runs: Path, sizes: Sizes, report: Report) -> None:

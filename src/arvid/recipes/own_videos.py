@@ -29,7 +29,7 @@ from arvid.models.family import Card, load_autoencoder, read_card, transformer_c
 from arvid.models.tae import TIME_STRIDE, TinyAutoencoder
 from arvid.models.text import TextEncoder
 from arvid.recipes.embedded import Report
-from arvid.recipes.transformers import Rows, begun, flow_settings, keep, lent, seal
+from arvid.recipes.transformers import RATE, Rows, begun, flow_settings, keep, lent, seal
 from arvid.train.flow import FlowBatch, TeacherForcing
 from arvid.train.trainer import train
 from arvid.video import frames_of
@@ -42,7 +42,8 @@ CAPTIONS = "captions.jsonl"
 @dataclass(frozen=True)
 class Sizes:
     """How much of everything: the folder of videos, the family that lends autoencoder and text encoder (a directory, or
-    `embedded`), steps, clips of a batch, first blocks cut from every clip, and the name of the new family."""
+    `embedded`), steps, clips of a batch, first blocks cut from every clip, the learning rate, and the name of the new
+    family."""
 
     videos: str = "videos"
     family: str = "embedded"
@@ -50,6 +51,7 @@ class Sizes:
     drafter_steps: int = 1200
     batch: int = 4
     firsts: int = 4
+    rate: float = RATE
     name: str = "own"
 
 
@@ -194,15 +196,15 @@ class Batches:
 
 def target(runs: Path, sizes: Sizes, report: Report) -> None:
     """The target."""
-    flow(runs, "target", sizes, sizes.target_steps, 2e-3, report)
+    flow(runs, "target", sizes, sizes.target_steps, report)
 
 
 def drafter(runs: Path, sizes: Sizes, report: Report) -> None:
     """The drafter: same data, same objective, a fraction of the size."""
-    flow(runs, "drafter", sizes, sizes.drafter_steps, 1.5e-3, report)
+    flow(runs, "drafter", sizes, sizes.drafter_steps, report)
 
 
-def flow(runs: Path, name: str, sizes: Sizes, steps: int, rate: float, report: Report) -> None:
+def flow(runs: Path, name: str, sizes: Sizes, steps: int, report: Report) -> None:
     """A transformer of the lender's sizes by teacher forcing; from `start.safetensors` in its folder if there is one,
     else from nothing."""
     card = read_card(lent(sizes.family))
@@ -210,7 +212,7 @@ def flow(runs: Path, name: str, sizes: Sizes, steps: int, rate: float, report: R
     policy = spec.build(card.past, POLICIES, "past")
     objective = TeacherForcing(model, card.trained_frames, card.block, policy)
     batches = Batches(runs, sizes.batch, sizes.firsts)
-    keep(train(model, objective, batches, flow_settings(steps, rate), runs / name, None, report), runs / name)
+    keep(train(model, objective, batches, flow_settings(steps, sizes.rate), runs / name, None, report), runs / name)
 
 
 def pack(runs: Path, sizes: Sizes, report: Report) -> None:

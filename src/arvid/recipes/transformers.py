@@ -33,6 +33,8 @@ from arvid.train.reading import Told, ToldBatch
 from arvid.train.trainer import Held, Objective, TrainConfig
 from arvid.train.workers import Workers
 
+RATE = 6e-3
+"""Learning rate of a transformer that begins from nothing; one that goes on from a start wants a fraction of it."""
 UNTOLD = 0.1
 """Share of clips that are shown without their text, so that a model can be guided away from what it makes untold."""
 LABELS = ("classes", "velocity", "offset")
