@@ -53,7 +53,7 @@ class Sizes:
     text_steps: int = 1700
     clips: int = 2400
     vae_steps: int = 3000
-    decoder_steps: int = 8000
+    decoder_steps: int = 16000
     latents: int = 7000
     target_steps: int = 3500
     drafter_steps: int = 4000
