@@ -11,12 +11,22 @@ how far each is from the middle. They add to what the transformer is shown and t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 FACTS = 3
 """Channels beside the latent's own: noise level, and the cell's place down and across."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellConfig:
+    """Channels and residual blocks of the convolutions on either side of a transformer; width 0: there are none."""
+
+    cell_width: int = 0
+    cell_blocks: int = 0
 
 
 class Residual(nn.Module):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from arvid.layers.attention import attend
 from arvid.layers.norms import RMSNorm, plain_norm
 from arvid.layers.rope import angles, angles_at, rotate
-from arvid.models.wan.cells import CellConvolutions
+from arvid.models.wan.cells import CellConfig, CellConvolutions
 from arvid.types import Condition, Estimate, Placed, Places, Seen, Span, View
 
 TRAIN_STEPS = 1000
@@ -31,9 +31,9 @@ CONTEXTS_KEPT = 4
 
 
 @dataclass(frozen=True)
-class WanConfig:
-    """Sizes of a causal Wan transformer, in the words of the original constructor; and what Wan has not: channels and
-    residual blocks of convolutions over cells on either side of it (`models.wan.cells`; width 0: there are none)."""
+class WanConfig(CellConfig):
+    """Sizes of a causal Wan transformer, in the words of the original constructor; and what Wan has not, convolutions
+    over cells on either side of it."""
 
     dim: int
     ffn_dim: int
@@ -45,8 +45,6 @@ class WanConfig:
     out_dim: int = 16
     freq_dim: int = 256
     patch_size: tuple[int, int, int] = (1, 2, 2)
-    cell_width: int = 0
-    cell_blocks: int = 0
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
