@@ -128,9 +128,8 @@ def to_pixels(frames: np.ndarray) -> Tensor:
 
 
 def labels(takes: Sequence[Take], frames: int) -> dict[str, Tensor]:
-    """What stands in every cell of every latent frame of clips: `classes` [N, T, Y, X, 3] uint8 (shape, size, colour)
-    `velocity` and
-    `offset` [N, T, Y, X, 2] fp16."""
+    """What stands in every cell of every latent frame of clips: `classes` [N, T, Y, X, 3] uint8 (shape, size,
+    colour), `velocity` and `offset` [N, T, Y, X, 2] fp16."""
     found = [take.label(frames) for take in takes]
     classes = [np.stack([row.shape_TYX, row.size_TYX, row.colour_TYX], -1)[::TIME_STRIDE] for row in found]
     velocity = [row.velocity_TYX2[::TIME_STRIDE] for row in found]

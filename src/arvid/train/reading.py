@@ -95,8 +95,7 @@ def cells_loss(read: Sequence[Tensor], told: Told, moving_BT: Tensor, motion: fl
         wrong = F.cross_entropy(guess.movedim(-1, 1), told.classes_BTYXK[..., kind].long(), reduction="none")
         loss = loss + (balance * wrong).sum()
     moves = stands * moving_BT[:, :, None, None]
-    miss = (velocity - told.velocity_BTYX2).square().sum(-1)
-    missed = (miss * moves).sum() / moves.sum().clamp(min=1)
+    missed = _miss(velocity, told.velocity_BTYX2, moves)
     right = (logits[0].argmax(-1) == told.classes_BTYXK[..., 0])[stands > 0].float().mean()
     return loss + motion * missed, right.detach()
 
@@ -104,8 +103,13 @@ def cells_loss(read: Sequence[Tensor], told: Told, moving_BT: Tensor, motion: fl
 def offset_loss(offset_BTYX2: Tensor, told: Told) -> Tensor:
     """PLACE times the squared error of offsets where things stand."""
     stands = told.asked_BT[:, :, None, None] * (told.classes_BTYXK[..., 0] > 0)
-    miss = (offset_BTYX2 - told.offset_BTYX2).square().sum(-1)
-    return PLACE * (miss * stands).sum() / stands.sum().clamp(min=1)
+    return PLACE * _miss(offset_BTYX2, told.offset_BTYX2, stands)
+
+
+def _miss(read_BTYX2: Tensor, true_BTYX2: Tensor, where_BTYX: Tensor) -> Tensor:
+    """Mean squared length of what is missed in some cells."""
+    miss_BTYX = (read_BTYX2 - true_BTYX2).square().sum(-1)
+    return (miss_BTYX * where_BTYX).sum() / where_BTYX.sum().clamp(min=1)
 
 
 class ReadForcing:

@@ -49,7 +49,7 @@ def label(prompt: str, seed: int, frames: int, size: int = shapes.SIZE, begins: 
     shape = np.zeros((frames, cells, cells), np.uint8)
     large, colour, things = np.zeros_like(shape), np.zeros_like(shape), np.zeros((frames, size, size), bool)
     velocity, offset = (np.zeros((frames, cells, cells, 2), np.float16) for _ in range(2))
-    across, down = np.meshgrid(np.arange(cells) + 0.5, np.arange(cells) + 0.5)
+    middles_YX2 = np.stack(np.meshgrid(np.arange(cells) + 0.5, np.arange(cells) + 0.5), -1)
     for take in shapes.takes(prompt, seed, frames, begins):
         most = np.full((take.stop - take.start, cells, cells), COVERED, np.float32)
         for track in (track for track in take.tracks if track.visible):
@@ -64,8 +64,7 @@ def label(prompt: str, seed: int, frames: int, size: int = shapes.SIZE, begins: 
             colour[part][here] = 1 + THING_COLOURS.index(track.thing.colour)
             pace = np.diff(track.path_T2, axis=0, prepend=track.path_T2[:1]) * shapes.SIZE
             velocity[part][here] = np.broadcast_to(pace[:, None, None], (*here.shape, 2))[here]
-            middle_T2 = (track.path_T2 + take.camera_T2) * cells
-            way = middle_T2[:, None, None] - np.stack([across, down], -1)
+            way = ((track.path_T2 + take.camera_T2) * cells)[:, None, None] - middles_YX2
             offset[part][here] = ((way + cells / 2) % cells - cells / 2)[here]
     return Labels(shape, large, colour, velocity, offset, things)
 

@@ -76,10 +76,7 @@ class CellConvolutions(nn.Module):
         x_NCHW = facts.flatten(0, 1).to(self.enter.weight.dtype).contiguous(memory_format=torch.channels_last)
         x_NCHW = self.enter(x_NCHW) + self.time(time_BTD.to(x_NCHW.dtype)).flatten(0, 1)[..., None, None]
         x_NCHW = self.before_blocks(x_NCHW)
-        rows, columns = self.patch
-        cells = x_NCHW.view(batch, frames, self.width, height // rows, rows, width // columns, columns)
-        tokens = cells.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)
-        return self.show(tokens).float(), x_NCHW
+        return self.show(in_patches(x_NCHW.unflatten(0, (batch, frames)), self.patch)).float(), x_NCHW
 
     def behind(self, maps_NCHW: Tensor, x_BTPD: Tensor) -> Tensor:
         """What to add to the flow [B, T, C, H, W] fp32, given the transformer's last tokens."""
@@ -91,6 +88,14 @@ class CellConvolutions(nn.Module):
         wide = cells.permute(0, 3, 1, 4, 2, 5).reshape(maps_NCHW.shape).contiguous(memory_format=torch.channels_last)
         flow_NCHW: Tensor = self.leave(F.silu(self.behind_blocks(maps_NCHW + wide)))
         return flow_NCHW.unflatten(0, (batch, frames)).float()
+
+
+def in_patches(x_BTCHW: Tensor, patch: tuple[int, int]) -> Tensor:
+    """Patches of cells, row by row [B, T, P, C * rows * columns]."""
+    rows, columns = patch
+    batch, frames, channels, height, width = x_BTCHW.shape
+    cells = x_BTCHW.view(batch, frames, channels, height // rows, rows, width // columns, columns)
+    return cells.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)
 
 
 def _places(z_BTCHW: Tensor) -> Tensor:

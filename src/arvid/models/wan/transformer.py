@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from arvid.layers.attention import attend
 from arvid.layers.norms import RMSNorm, plain_norm
 from arvid.layers.rope import angles, angles_at, rotate
-from arvid.models.wan.cells import CellConfig, CellConvolutions
+from arvid.models.wan.cells import CellConfig, CellConvolutions, in_patches
 from arvid.types import Condition, Estimate, Placed, Places, Seen, Span, View
 
 TRAIN_STEPS = 1000
@@ -362,10 +362,7 @@ class CausalWan(nn.Module):
 
     def _patches(self, z_BTCHW: Tensor) -> Tensor:
         """The patch embedding as one matrix product: a strided 3D convolution is slow on a CPU."""
-        _, ph, pw = self.config.patch_size
-        batch, frames, channels, height, width = z_BTCHW.shape
-        cells = z_BTCHW.view(batch, frames, channels, height // ph, ph, width // pw, pw)
-        flat = cells.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)
+        flat = in_patches(z_BTCHW, self.config.patch_size[1:])
         weight = self.patch_embedding.weight
         return nn.functional.linear(flat.to(weight.dtype), weight.flatten(1), self.patch_embedding.bias).float()
 
