@@ -92,7 +92,8 @@ def test_every_judge_there_is_gets_a_row(arvid: Type, toy: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--verify", "1.5"], "--verify '1.5'; expected noise levels between 0 and 1"),
+        (["--verify", "1.5"], "--verify '1.5'; expected noise levels from 0 to below 1"),
+        (["--verify", "0,0.5"], "--verify '0,0.5'; at 0 the target is shown the draft itself, expected above 0"),
         (["--verify", "a"], "--verify 'a'; expected noise levels like 0.2,0.8"),
         (["--latent", "nowhere"], "no latent judge in nowhere"),
         (["--seconds", "0.3"], "0 drafted blocks to judge"),

@@ -54,7 +54,7 @@ def judges(
     from arvid.pipeline import Pipeline
 
     asked = drafting.Asked(
-        prompts, level_numbers(levels), seconds, draft_steps, noise_levels(verify, "--verify"), good, seed
+        prompts, level_numbers(levels), seconds, draft_steps, looking_levels(verify, "--verify"), good, seed
     )  # fmt: skip
     families.set_up(threads)
     family = families.open_pipeline(model, "", device).family
@@ -77,14 +77,20 @@ def _lent(family: Family, directories: dict[str, Path | None]) -> Family:
     return replace(family, judges={**family.judges, **lent, **reread(lent, encode)})
 
 
-def noise_levels(text: str, option: str, clean: bool = False) -> tuple[float, ...]:
-    """0.2,0.8 as numbers; `clean`: 0 is one, too. Raises ValueError unless all lie between 0 and 1."""
+def noise_levels(text: str, option: str) -> tuple[float, ...]:
+    """0.2,0.8 as numbers. Raises ValueError unless all lie in [0, 1)."""
     try:
         found = tuple(dict.fromkeys(float(part) for part in text.split(",") if part))
     except ValueError as error:
         raise ValueError(f"{option} {text!r}; expected noise levels like 0.2,0.8") from error
-    if not all(0 < level < 1 or (clean and level == 0) for level in found):
-        raise ValueError(
-            f"{option} {text!r}; expected noise levels {'from 0 to below' if clean else 'between 0 and'} 1"
-        )
+    if not all(0 <= level < 1 for level in found):
+        raise ValueError(f"{option} {text!r}; expected noise levels from 0 to below 1")
+    return found
+
+
+def looking_levels(text: str, option: str) -> tuple[float, ...]:
+    """Noise levels at which the target looks at drafts. Raises ValueError for what is none."""
+    found = noise_levels(text, option)
+    if 0 in found:
+        raise ValueError(f"{option} {text!r}; at 0 the target is shown the draft itself, expected above 0 to below 1")
     return found

@@ -62,7 +62,7 @@ def memory(
     )
     wanted = running.Wanted(
         named, counts, lengths, tuple(positions or default.positions), prompts, scenes, level_numbers(levels), weights,
-        past_levels=noise_levels(past_levels, "--past-levels", clean=True) or default.past_levels,
+        past_levels=noise_levels(past_levels, "--past-levels") or default.past_levels,
     )  # fmt: skip
     running.check(wanted)
     families.set_up(threads)

@@ -33,11 +33,12 @@ from arvid.rollout.loop import rollout
 from arvid.rollout.routers import Target
 from arvid.rollout.specs import TARGET
 from arvid.rollout.stage import Clock, Stage
+from arvid.rollout.starts import Starts
 from arvid.rollout.timeline import Director
 from arvid.rollout.verify import MEASURES, RIVALS, Checked, agreement
 from arvid.samplers.grids import few_step
-from arvid.samplers.noise import INITIAL, REFINE, SeededNoise
-from arvid.samplers.steps import STEPS, add_noise
+from arvid.samplers.noise import REFINE, SeededNoise
+from arvid.samplers.steps import STEPS
 from arvid.types import BlockReward, Candidate, Condition, Denoiser, Move, Noise, Proposal
 from arvid.video import to_bytes
 from arvid.worlds import oracle
@@ -80,18 +81,14 @@ class Beside:
     drafter: FlowWalker
     asked: Asked
     stage: Stage
-    shape: tuple[int, ...]
-    temperature: float
+    starts: Starts
     drafts: list[Draft] = field(default_factory=list)
     own: list[Candidate] = field(default_factory=list)
 
     def propose(self, move: Move, condition: Condition, noise: Noise, rejected: Proposal | None = None) -> Proposal:
         """The target's block; nobody rejects it."""
-        channels, height, width = self.shape
-        x_BTCHW = noise.draw(move.index, INITIAL, (1, len(move.span), channels, height, width))
-        x_BTCHW = x_BTCHW.to(self.family.device)
+        x_BTCHW = self.starts.initial(move, noise, self.target.blank).to(self.family.device)
         if move.index:
-            x_BTCHW = self.temperature * x_BTCHW
             self.drafts.append(self._draft(move, condition, noise, x_BTCHW))
         return self.target.walk(move, x_BTCHW, move.sigmas, condition, noise)
 
@@ -111,8 +108,7 @@ class Beside:
         draft = self.drafter.walk(move, x_BTCHW, sigmas, condition, noise)
         checks = {}
         for level in self.asked.levels:
-            eps = noise.draw(move.index, REFINE, tuple(x_BTCHW.shape)).to(x_BTCHW.device)
-            again = add_noise(draft.block_BTCHW, self.temperature * eps, level)
+            again = self.starts.again(move, draft.block_BTCHW, level, noise)
             took = []
             for walker in (self.target, self.drafter):
                 begin = self._now()
@@ -261,8 +257,8 @@ def _made(pipeline: Pipeline, asked: Asked, prompt: str, seed: int) -> Beside:
     _, plan = pipeline.check(request)
     stage = Stage(family.decoder, Clock())
     walkers = _walker("target", family.target, family), _walker("drafter", family.drafter, family)
-    temperature = family.card.spread(plan[-1].span.stop)
-    beside = Beside(family, *walkers, asked, stage, pipeline.latent_shape, temperature)
+    starts = Starts((1, *pipeline.latent_shape), family.card.spread(plan[-1].span.stop))
+    beside = Beside(family, *walkers, asked, stage, starts)
     director = Director(
         pipeline.changes(request, plan), lambda said: family.text.encode([said]).to(family.device), family.card.block
     )

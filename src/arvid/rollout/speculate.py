@@ -19,13 +19,11 @@ from torch import Tensor
 from arvid.rollout.flow import FlowWalker
 from arvid.rollout.specs import DRAFT, MOST_STEPS, REFINED, REMEDY, REPAIRED, TARGET, VERIFIED, Check, Chooser, Spec
 from arvid.rollout.stage import Clock
+from arvid.rollout.starts import Shape, Starts
 from arvid.rollout.verify import Checked
 from arvid.samplers.grids import SHIFT, few_step
 from arvid.samplers.noise import CANDIDATE, INITIAL, REFINE, InTurn
-from arvid.samplers.steps import add_noise
 from arvid.types import Condition, Move, Noise, Proposal, Span
-
-Shape = tuple[int, int, int, int]
 
 
 class Speculator:
@@ -54,8 +52,8 @@ class Speculator:
         if spec.first_best > 1 and choose is None:
             raise ValueError(f"first_best={spec.first_best} needs a judge of blocks that reads latents; none is loaded")
         self._spec, self._target, self._drafter, self._clock, self._seed = spec, target, drafter, clock, seed
-        self._shape, self._shift, self._choose, self._block = shape, shift, choose, block
-        self._temperature = spec.temperature or temperature
+        self._shift, self._choose, self._block = shift, choose, block
+        self._starts = Starts(shape, spec.temperature or temperature)
 
     def propose(self, move: Move, condition: Condition, noise: Noise, rejected: Proposal | None = None) -> Proposal:
         """A draft or the target's block, as the router picks; after a rejection the remedy."""
@@ -71,9 +69,8 @@ class Speculator:
         check = self._spec.check
         return self._verify(self._drafter, check, move, condition, noise, draft) if check else draft
 
-    def _initial(self, move: Move, condition: Condition, noise: Noise, step: int = INITIAL) -> Tensor:
-        batch, *rest = self._shape
-        drawn = [own.draw(move.index, step, (batch, len(part.span), *rest)) for part, own in self._parts(move, noise)]
+    def _initial(self, move: Move, condition: Condition, noise: Noise, opens: bool, step: int = INITIAL) -> Tensor:
+        drawn = [self._starts.initial(part, own, opens, step) for part, own in self._parts(move, noise)]
         return torch.cat(drawn, 1).to(condition.text_BLD.device)
 
     def _made(
@@ -84,11 +81,10 @@ class Speculator:
         chooses = self._spec.first_best > 1 and walker.blank and len(self._parts(move, noise)) == 1
         count = self._spec.first_best if chooses else 1
         with self._clock.measure(source):
-            # A past says most of how a video goes on; what noise adds to it is mostly error. Openings need all of it.
-            x_BTCHW = self._initial(move, condition, noise) * (1.0 if walker.blank else self._temperature)
+            x_BTCHW = self._initial(move, condition, noise, walker.blank)
             if count == 1 or self._choose is None:
                 return replace(self._in_turn(walker, move, x_BTCHW, sigmas, condition, noise), source=source)
-            others = [self._initial(move, condition, noise, CANDIDATE + number) for number in range(1, count)]
+            others = [self._initial(move, condition, noise, True, CANDIDATE + number) for number in range(1, count)]
             asked = replace(condition, text_BLD=condition.text_BLD.repeat(count, 1, 1))
             looked = min(self._spec.first_look or MOST_STEPS, len(sigmas) - 1)
             made = walker.walk(move, torch.cat([x_BTCHW, *others]), sigmas[: looked + 1], asked, noise)
@@ -133,18 +129,13 @@ class Speculator:
         sigmas = few_step(self._spec.draft_steps, self._shift) if self._spec.draft_steps else move.sigmas
         return self._made(drafter, DRAFT, move, sigmas, condition, noise)
 
-    def _renoised(self, move: Move, draft: Proposal, noise: Noise) -> Tensor:
-        """The draft at the first level of a refinement."""
-        eps = noise.draw(move.index, REFINE, tuple(draft.block_BTCHW.shape)).to(draft.block_BTCHW.device)
-        return add_noise(draft.block_BTCHW, self._temperature * eps, self._spec.refine[0])
-
     def _verify(
         self, drafter: FlowWalker, check: Check, move: Move, condition: Condition, noise: Noise, draft: Proposal
     ) -> Checked:
         """The first step of a refinement, made before it is known whether there will be more."""
         levels = (*self._spec.refine, 0.0)
         with self._clock.measure("target"):
-            x = self._renoised(move, draft, noise)
+            x = self._starts.again(move, draft.block_BTCHW, levels[0], noise)
             made = self._target.walk(move, x, levels[:2], condition, noise, key=REFINE)
         rival = None
         if check.rival:
@@ -180,7 +171,8 @@ class Speculator:
             return self._target.walk(move, x, rest, condition, noise, key=REFINE + 1)
         if draft.verdict is not None and draft.verdict.decision == "repair":
             levels = levels[:1]
-        return self._target.walk(move, self._renoised(move, draft, noise), (*levels, 0.0), condition, noise, key=REFINE)
+        x = self._starts.again(move, draft.block_BTCHW, levels[0], noise)
+        return self._target.walk(move, x, (*levels, 0.0), condition, noise, key=REFINE)
 
     def commit(self, move: Move, proposal: Proposal, condition: Condition) -> None:
         """Tell both pasts, unless the plan says that this block is not remembered. A walker that has looked at the
