@@ -6,10 +6,11 @@ import struct
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from arvid.video import (
@@ -24,6 +25,7 @@ from arvid.video import (
     side_by_side,
     to_bytes,
 )  # fmt: skip
+from oracles import films
 
 COLOURS = ((220, 40, 40), (40, 200, 60), (50, 70, 210), (230, 220, 60))
 
@@ -117,6 +119,65 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"expected .T, 3, H, W."):
             film.append(torch.zeros(3, 64, 64))
     assert list(tmp_path.iterdir()) == []
+
+
+STORED = "ABCD"
+"""Corners of a picture, clockwise from the upper left."""
+
+
+def cornered(path: Path) -> Path:
+    """A video of 96x64 with a colour in each quarter: A red, B green, C blue, D yellow."""
+    picture = np.zeros((64, 96, 3), np.uint8)
+    for corner, colour in zip(STORED, COLOURS, strict=True):
+        top, left = 32 * (corner in "CD"), 48 * (corner in "BC")
+        picture[top : top + 32, left : left + 48] = colour
+    return films.write(path, np.stack([picture] * 3))
+
+
+def corners(picture_HWC: np.ndarray) -> str:
+    """The letters of a picture's quarters, clockwise from the upper left."""
+    high, wide = picture_HWC.shape[:2]
+    places = [(high // 4, wide // 4), (high // 4, -wide // 4), (-high // 4, -wide // 4), (-high // 4, wide // 4)]
+    far = np.abs(np.array([picture_HWC[place] for place in places], int)[:, None] - COLOURS).sum(-1)
+    return "".join(STORED[number] for number in far.argmin(1))
+
+
+@pytest.mark.parametrize(
+    ("turn", "seen"),
+    [
+        ("clockwise", "DABC"),
+        ("upside down", "CDAB"),
+        ("counterclockwise", "BCDA"),
+        ("mirrored", "BADC"),
+        ("flipped", "DCBA"),
+        ("mirrored clockwise", "ADCB"),
+        ("mirrored counterclockwise", "CBAD"),
+    ],
+)
+def test_a_video_is_read_the_way_up_that_players_show(tmp_path: Path, turn: str, seen: str) -> None:
+    path = cornered(tmp_path / "a.mp4")
+    assert corners(read_video(path)[0]) == STORED
+    frames = read_video(films.turned(path, films.TURNS[turn]))
+    assert frames.shape == ((3, 96, 64, 3) if "clockwise" in turn else (3, 64, 96, 3))
+    assert [corners(frame) for frame in frames] == [seen] * 3
+    assert frames.flags.c_contiguous
+    if "mirrored" not in turn and turn != "flipped":
+        # OpenCV turns frames by itself, but knows of no mirrors.
+        found, bgr_HWC = cv2.VideoCapture(str(path)).read()
+        assert found and corners(bgr_HWC[..., ::-1]) == seen and bgr_HWC.shape == frames[0].shape
+
+
+@pytest.mark.skipif(av.library_versions["libavcodec"][0] < 62, reason="FFmpeg before 8 does not tell what EXIF says")
+def test_a_frame_is_turned_when_something_unknown_stands_beside_it(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with av.open(str(cornered(tmp_path / "a.mp4"))) as file:
+        picture = next(file.decode(video=0)).to_image()
+    picture.save(tmp_path / "a.jpg", exif=exif)
+    with Image.open(tmp_path / "a.jpg") as held:
+        upright = np.asarray(ImageOps.exif_transpose(held))
+    assert corners(upright) == "DABC"
+    assert corners(read_video(tmp_path / "a.jpg")[0]) == "DABC"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no video at all"])

@@ -34,6 +34,15 @@ def videos(originals: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(originals, tmp_path / "videos"))
 
 
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the clips that are measured, as they are."""
+    names: list[str] = []
+    outcome = run._outcome
+    monkeypatch.setattr(run, "_outcome", lambda clip, metrics: names.append(clip.name) or outcome(clip, metrics))
+    return names
+
+
 def held(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
@@ -119,15 +128,13 @@ def test_a_reference_adds_psnr_and_ssim(arvid: Type, videos: Path, tmp_path: Pat
     assert totals["psnr"]["value"] == 100 and totals["ssim"]["value"] == pytest.approx(1, abs=1e-6)
 
 
-def test_a_run_is_taken_up_again(arvid: Type, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_taken_up_again(arvid: Type, videos: Path, tmp_path: Path, read: list[str]) -> None:
     words = ["eval", videos, "--metrics", FAST, "--block", "5", "--json", "r.json", "-q", "--resume"]
     assert arvid(*words).exit_code == 0
     first = held(tmp_path / "r.json")
     films.write(videos / "1.mp4", films.moving(9, frames=24))
     films.write(videos / "3.mp4", films.moving(8, frames=20))
-    read: list[str] = []
-    outcome = run._outcome
-    monkeypatch.setattr(run, "_outcome", lambda clip, metrics: read.append(clip.name) or outcome(clip, metrics))
+    read.clear()
     assert arvid(*words).exit_code == 0
     second = held(tmp_path / "r.json")
     assert read == ["1", "3"] and [row["name"] for row in second["clips"]] == ["0", "1", "2", "3"]
@@ -139,6 +146,47 @@ def test_a_run_is_taken_up_again(arvid: Type, videos: Path, tmp_path: Path, monk
         assert total["value"] == pytest.approx(second["totals"][name]["value"], rel=1e-7)
     result = arvid("eval", videos, "--metrics", "sharpness", "--json", "r.json", "--resume")
     assert result.exit_code == 2 and "other metrics or options" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "again"),
+    [
+        (["--prompts", "one.txt"], ["--prompts", "two.txt"], ["1"]),
+        (["--prompts", "one.txt"], [], ["0", "1", "2"]),
+        (["--block", "5"], ["--block", "6"], ["0", "1", "2"]),
+        (["--block", "5"], ["--block", "5+5"], []),
+        ([], ["--block", "40"], ["0", "1", "2"]),
+        (["--prompts", "one.txt"], ["--prompts", "one.txt", "--suite", "prompts:file=suite.txt"], ["0000-0"]),
+    ],
+)
+def test_what_was_measured_for_other_prompts_seeds_or_blocks_is_measured_again(
+    arvid: Type, videos: Path, tmp_path: Path, read: list[str], before: list[str], after: list[str], again: list[str]
+) -> None:
+    (tmp_path / "one.txt").write_text("a\nb\nc\n" + ("d\n" if "--suite" in after else ""))
+    (tmp_path / "two.txt").write_text("a\nB\nc\n")
+    (tmp_path / "suite.txt").write_text("d\n")
+    if "--suite" in after:
+        shutil.copy(videos / "0.mp4", videos / "0000-0.mp4")
+    words = ["eval", videos, "--metrics", FAST, "-q", "--json"]
+    arvid(*words, "r.json", *before)
+    read.clear()
+    arvid(*words, "r.json", "--resume", *after)
+    assert read == again
+    arvid(*words, "fresh.json", *after)
+    assert held(tmp_path / "r.json")["clips"] == held(tmp_path / "fresh.json")["clips"]
+
+
+def test_a_report_that_does_not_tell_blocks_is_measured_again(
+    arvid: Type, videos: Path, tmp_path: Path, read: list[str]
+) -> None:
+    words = ["eval", videos, "--metrics", FAST, "-q", "--json", "r.json", "--resume"]
+    assert arvid(*words).exit_code == 0
+    report = held(tmp_path / "r.json")
+    assert [row.pop("blocks") for row in report["clips"]] == [[], [], []]
+    (tmp_path / "r.json").write_text(json.dumps(report), encoding="utf-8")
+    read.clear()
+    assert arvid(*words).exit_code == 0
+    assert read == ["0", "1", "2"] and all("blocks" in row for row in held(tmp_path / "r.json")["clips"])
 
 
 def test_an_interrupted_run_keeps_what_was_finished(

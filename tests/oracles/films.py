@@ -1,10 +1,11 @@
 """Small films whose every number is known, and ways to spoil them.
 
-Knows: numpy and scipy. Does not know: how anything is measured.
+Knows: numpy and scipy, where an mp4 says how it is held. Does not know: how anything is measured.
 """
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -68,4 +69,27 @@ def write(path: Path, film: Film, fps: float = 16, crf: int = 4) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with VideoWriter(path, fps, film.shape[2], film.shape[1], crf=crf) as file:
         file.append_bytes(film)
+    return path
+
+
+TURNS = {
+    "clockwise": (0, 1, -1, 0),
+    "upside down": (-1, 0, 0, -1),
+    "counterclockwise": (0, -1, 1, 0),
+    "mirrored": (-1, 0, 0, 1),
+    "flipped": (1, 0, 0, -1),
+    "mirrored clockwise": (0, 1, 1, 0),
+    "mirrored counterclockwise": (0, -1, -1, 0),
+}
+"""Display matrices (a, b, c, d): what is stored at (x, y), y downwards, is shown at (a x + c y, b x + d y)."""
+
+
+def turned(path: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """Ask players of an mp4 to turn it: the matrix of its track header (ISO 14496-12, 8.3.2, version 0; 16.16 numbers,
+    the last column 2.30), byte by byte."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 44
+    a, b, c, d = (number << 16 for number in matrix)
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
     return path

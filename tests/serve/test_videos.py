@@ -16,6 +16,7 @@ from torch import equal
 from arvid.pipeline import Pipeline, Request
 from arvid.serve.limits import Allowance, Limits
 from arvid.serve.making import RAW, SAMPLED, VIDEO
+from oracles import films
 from serve import running
 from serve.running import OTHER, PROMPT, Running, ask, frames_of, wait_for
 
@@ -215,6 +216,14 @@ def test_a_clip_that_is_a_list_of_addresses_is_not_opened(server: Running) -> No
     form, kind = multipart({"prompt": PROMPT, "seconds": "1"}, "video", b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n")
     status, _, answer = ask(server.address, "/v1/videos/extensions", form, headers={"content-type": kind})
     assert status == 400 and "cannot be read" in json.loads(answer)["error"]["message"]
+
+
+def test_a_clip_is_judged_by_the_shape_it_is_shown_in(server: Running, tmp_path: Path) -> None:
+    path = films.write(tmp_path / "a.mp4", films.moving(frames=3, size=(64, 32)))
+    data = films.turned(path, films.TURNS["clockwise"]).read_bytes()
+    form, kind = multipart({"prompt": PROMPT, "seconds": "1"}, "video", data)
+    status, _, answer = ask(server.address, "/v1/videos/extensions", form, headers={"content-type": kind})
+    assert status == 400 and "32x64 pixels; cut it to the shape of 64x64" in json.loads(answer)["error"]["message"]
 
 
 def test_a_repeated_request_is_made_once(server: Running) -> None:

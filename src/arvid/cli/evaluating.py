@@ -92,15 +92,15 @@ class Evaluation:
     def _clips(self, earlier: dict[str, Row], progress: Progress, task: Any) -> Iterator[Clip]:
         """The clips that are still to be read; files that are none become failures."""
         for path in self.paths:
-            row = earlier.get(str(path))
-            if row is not None and run.is_current(row, path) and run.take_up(row, self.wanted.metrics):
-                self.rows[str(path)] = row
-                progress.update(task, advance=1)
-                continue
             try:
                 clip = self._told(beside.described(path))
             except ValueError as error:
                 self._fail(path, str(error))
+                progress.update(task, advance=1)
+                continue
+            row = earlier.get(str(path))
+            if row is not None and run.is_current(row, clip) and run.take_up(row, self.wanted.metrics):
+                self.rows[str(path)] = row
                 progress.update(task, advance=1)
                 continue
             yield clip

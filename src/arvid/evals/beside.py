@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,20 @@ def with_blocks(clip: Clip, lengths: Sequence[int], frames: int = 100_000) -> Cl
     borders = [*accumulate(lengths)]
     borders += range(borders[-1] + lengths[-1], frames, lengths[-1])
     return replace(clip, starts=tuple(borders))
+
+
+def blocks_of(clip: Clip, frames: int) -> list[int]:
+    """The lengths of the blocks of a clip of so many frames, as `with_blocks` takes them: the last one repeats, and the
+    end of the clip may cut it. Empty: not known."""
+    if not clip.starts:
+        return []
+    borders = [0, *(start for start in clip.starts if start < frames), frames]
+    found = [after - before for before, after in pairwise(borders)]
+    if len(found) > 1 and found[-1] <= found[-2]:
+        found.pop()
+    while len(found) > 1 and found[-1] == found[-2]:
+        found.pop()
+    return found
 
 
 def read_prompts(path: Path) -> dict[str, str] | list[str]:

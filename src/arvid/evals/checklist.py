@@ -20,6 +20,7 @@ from PIL import Image
 
 from arvid.evals.clips import Clip, Frame, Pixels, stride
 from arvid.evals.metric import About, Mean, Reading, Watcher
+from arvid.evals.once import once
 
 YES, NO = ("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No")
 PLACE = "[[prompt]]"
@@ -101,6 +102,12 @@ class Asker:
         return bool(logits[self._yes].max() >= logits[self._no].max())
 
 
+@once(2)
+def asker(source: str, device: str) -> Asker:
+    """The model at a folder or hub id, loaded once."""
+    return Asker(source, device)
+
+
 @dataclass(eq=False)
 class Checklist(Mean):
     """The weighted mean of a vision-language model's answers about a clip."""
@@ -119,15 +126,12 @@ class Checklist(Mean):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._list = read_questions(Path(self.questions), Path(self.weights) if self.weights else None)
-        self._asker: Asker | None = None
 
     def watch(self, clip: Clip) -> Watcher:
         """Collect `rate` frames per second, at most `most` of them."""
         if not clip.prompt and any(PLACE in question.text for question in self._list):
             raise ValueError("no prompt is known, and the questions ask about it; give --prompts FILE")
-        if self._asker is None:
-            self._asker = Asker(self.model, self.device)
-        return _Asking(self, self._asker, clip)
+        return _Asking(self, asker(self.model, self.device), clip)
 
     @property
     def asked(self) -> tuple[Question, ...]:

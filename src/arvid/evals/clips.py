@@ -1,8 +1,8 @@
 """Videos to be measured, frame by frame: where they are, what they were asked to show, and what several metrics need of
 a frame, computed once and only if somebody asks.
 
-Knows: files, decoding, scaling down, optical flow (DIS, Kroeger et al. 1603.03590). Does not know: any metric.
-However long a video is, four of its frames are in memory at a time.
+Knows: files, scaling down, optical flow (DIS, Kroeger et al. 1603.03590). Does not know: how a file is decoded, any
+metric. However long a video is, four of its frames are in memory at a time.
 
 Legend: H height, W width, C channels; rgb_HWC uint8; small: scaled down by area so that the longer side has at most
 SMALL pixels; lengths on small pictures are in small pixels.
@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import av
 import cv2
 import numpy as np
-from av.container import InputContainer
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
+
+from arvid import video
 
 ENDINGS = frozenset({".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".gif"})
 SMALL = 448
@@ -55,38 +53,19 @@ class Clip:
 
 
 def opened(path: Path) -> Clip:
-    """A clip with the rate and size of a file, nothing else said about it. Raises ValueError when it cannot be read."""
-    with _film(path) as (_, stream):
+    """A clip with the rate of a file and the size it is shown in, nothing else said about it. Raises ValueError when it
+    cannot be read."""
+    with video.open_video(path) as (_, stream):
         rate = stream.average_rate or stream.guessed_rate
-        return Clip(path, fps=float(rate or 16), width=stream.width, height=stream.height)
+    # The size that a file names is that of its frames before they are turned upright.
+    high, wide = next(pictures_of(path)).shape[:2]
+    return Clip(path, fps=float(rate or 16), width=wide, height=high)
 
 
 def pictures_of(path: Path) -> Iterator[Pixels]:
-    """Frames [H, W, 3] of a file, one after the other. Raises ValueError when it is damaged or without frames."""
-    empty = True
-    with _film(path) as (file, stream):
-        for picture in file.decode(stream):
-            empty = False
-            yield _u8(picture.to_ndarray(format="rgb24", src_colorspace=picture.colorspace))
-    if empty:
-        raise ValueError(f"{path} holds no frames; make or fetch it again")
-
-
-@contextmanager
-def _film(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """An open file and its first video stream; what goes wrong inside is a ValueError."""
-    try:
-        with av.open(str(path)) as file:
-            stream = file.streams.video[0]
-            if stream.codec_context is None or not stream.width:
-                raise IndexError("no picture in it")
-            yield file, stream
-    except (av.error.FFmpegError, OSError, IndexError) as error:
-        raise ValueError(f"{path} cannot be read as a video ({_why(error)}); make or fetch it again") from error
-
-
-def _why(error: Exception) -> str:
-    return str(getattr(error, "strerror", "") or error).strip().splitlines()[0]
+    """Frames [H, W, 3] of a file, upright, one after the other. Raises ValueError when it is damaged or without
+    frames."""
+    return map(_u8, video.frames_of(path))
 
 
 def videos_in(places: Iterable[Path]) -> list[Path]:

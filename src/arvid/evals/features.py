@@ -9,7 +9,6 @@ Frames are sampled at `rate` per second and encoded one by one; metrics of the s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from arvid.evals.clips import Clip, Frame, Numbers, Pixels, stride
 from arvid.evals.metric import About, Lags, Mean, Reading, Track, Watcher
+from arvid.evals.once import once
 
 FARTHEST = 64
 """Samples over which the curve of similarity by distance reaches."""
@@ -76,7 +76,7 @@ class Encoder:
         return found
 
 
-@lru_cache(maxsize=4)
+@once(4)
 def encoder(source: str, device: str = "cpu") -> Encoder:
     """The encoder of a model, loaded once."""
     return Encoder(source, device)

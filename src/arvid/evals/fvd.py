@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from arvid.evals.clips import Clip, Frame, Pixels, frames_of, opened, videos_in
 from arvid.evals.metric import About, Metric, Reading, Watcher
+from arvid.evals.once import once
 
 I3D_SIDE = 224
 Vectors = NDArray[np.float64]
@@ -157,7 +157,7 @@ class VideoMAE:
         return np.asarray(vector.double().cpu().numpy())
 
 
-@lru_cache(maxsize=2)
+@once(2)
 def net(model: str, device: str) -> Net:
     """The network of a checkpoint: a file that ends in .pt is an I3D, anything else a VideoMAE."""
     return I3D(model, device) if model.endswith(".pt") else VideoMAE(model, device)

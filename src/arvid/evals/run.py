@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from arvid.evals import timing
+from arvid.evals.beside import blocks_of
 from arvid.evals.clips import Clip, Frame, frames_of
 from arvid.evals.metric import Metric, Reading, measure_frames
 from arvid.evals.statistics import PairedBootstrap
@@ -80,14 +80,10 @@ def _counted(outcome: Outcome, metrics: Sequence[Metric]) -> Outcome:
 def row_of(outcome: Outcome) -> Row:
     """A clip as plain data: what it is, its values, curves, parts and notes by metric, its speed."""
     clip, readings = outcome.clip, outcome.readings
-    stat = clip.path.stat()
     return {
         "name": clip.name,
         "path": str(clip.path),
-        "bytes": stat.st_size,
-        "changed": stat.st_mtime,
-        "prompt": clip.prompt or None,
-        "seed": clip.seed,
+        **_measured(clip, outcome.frames),
         "frames": outcome.frames,
         "fps": clip.fps,
         "size": [clip.width, clip.height],
@@ -103,12 +99,23 @@ def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.9g}")
 
 
-def is_current(row: Row, path: Path) -> bool:
-    """Whether a row of an earlier report still speaks of the file at `path`."""
-    if not path.is_file():
-        return False
-    stat = path.stat()
-    return bool(row["bytes"] == stat.st_size and row["changed"] == stat.st_mtime)
+def _measured(clip: Clip, frames: int) -> Row:
+    """What the values of a clip of so many frames depend on, besides metrics: its file, and what was said about it."""
+    stat = clip.path.stat()
+    return {
+        "bytes": stat.st_size,
+        "changed": stat.st_mtime,
+        "prompt": clip.prompt or None,
+        "seed": clip.seed,
+        "blocks": blocks_of(clip, frames),
+    }
+
+
+def is_current(row: Row, clip: Clip) -> bool:
+    """Whether a row of an earlier report still speaks of a clip: the same file with the same prompt, seed and blocks.
+    A row that does not tell one of them does not."""
+    now = _measured(clip, row.get("frames", 0))
+    return {name: row[name] for name in now if name in row} == now
 
 
 def take_up(row: Row, metrics: Sequence[Metric]) -> bool:

@@ -10,7 +10,6 @@ import pickle
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from arvid.evals.clips import Clip, Frame, stride
 from arvid.evals.features import Scored
 from arvid.evals.metric import About, Mean, Watcher
+from arvid.evals.once import once
 from arvid.types import Reward
 
 
@@ -36,7 +36,7 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     return {name: value for name, value in held.items() if isinstance(value, Tensor)}
 
 
-@lru_cache(maxsize=2)
+@once(2)
 def image_reward(weights: str, tokenizer: str, device: str) -> Reward:
     """ImageReward-v1.0 over its published checkpoint, loaded once."""
     from arvid.rewards.image_reward import ImageReward
@@ -44,7 +44,7 @@ def image_reward(weights: str, tokenizer: str, device: str) -> Reward:
     return ImageReward.from_weights(read_weights(Path(weights)), Path(tokenizer)).to(device)
 
 
-@lru_cache(maxsize=2)
+@once(2)
 def hps(weights: str, tokenizer: str, device: str) -> Reward:
     """HPSv2 over its published checkpoint, loaded once."""
     from arvid.rewards.hps import HPSv2

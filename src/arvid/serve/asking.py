@@ -23,6 +23,7 @@ import av
 from PIL import Image, UnidentifiedImageError
 
 from arvid.pipeline import Pipeline, Request
+from arvid.serve import bounds
 from arvid.serve.house import House
 from arvid.serve.keys import Caller
 from arvid.serve.logs import say
@@ -31,6 +32,7 @@ from arvid.serve.place import whole
 from arvid.serve.protocol import Create, Edit, Extend, Extras, Picture, Remix
 from arvid.serve.refusals import LIMITED, Refused, missing
 from arvid.serve.store import COMPLETED, Job, new_id, now
+from arvid.video import upright
 
 SECONDS = 4.0
 """Length of a video when nobody says so."""
@@ -80,15 +82,15 @@ def create(asking: Asking, body: Create, upload: bytes | None) -> Job:
     picture = upload if upload is not None else _referred(body.input_reference)
     start, fill = "", Wish.fill
     if picture is not None:
-        start, fill = PICTURE, _picture(picture, pipeline.family.card.size, house.limits.side)
-    asked = Asked(request, start, _scale(body.size, pipeline, house.limits.side))
+        start, fill = PICTURE, _picture(picture, pipeline.family.card.size, house.limits.block.side)
+    asked = Asked(request, start, _scale(body.size, pipeline, house.limits.block.side))
     return _accept(asking, Wish("create", asked, seconds, None, fill), given=1 if start else 0)
 
 
 def remix(asking: Asking, source: str, body: Remix) -> Job:
     """The video `source` once more with another prompt."""
     job, folder = _finished(asking, source)
-    old = Asked.of(job.asked)
+    old = _asked(job)
     request = _request(asking, body.arvid, old.request, body.prompt)
 
     def fill(new: Path) -> None:
@@ -104,7 +106,7 @@ def extend(asking: Asking, body: Extend, upload: bytes | None) -> Job:
     if upload is not None:
         return _behind_clip(asking, Wished("extend", body.prompt, body.arvid, body.seconds), Clip(upload))
     job, folder = _finished(asking, _source(body))
-    old = Asked.of(job.asked)
+    old = _asked(job)
     if old.start == CLIP:
         wished = Wished("extend", body.prompt, body.arvid, body.seconds)
         return _behind_clip(asking, wished, _clip_of(job, folder))
@@ -124,7 +126,7 @@ def edit(asking: Asking, body: Edit, upload: bytes | None) -> Job:
     if upload is not None:
         return _behind_clip(asking, wished, Clip(upload))
     job, folder = _finished(asking, _source(body))
-    old, blocks = Asked.of(job.asked), _blocks(folder)
+    old, blocks = _asked(job), _blocks(folder)
     if old.start == CLIP:
         return _behind_clip(asking, wished, _clip_of(job, folder))
     block = 1 if extras.from_block is None else extras.from_block
@@ -161,19 +163,19 @@ class Clip:
 
 
 def _clip_of(job: Job, folder: Path) -> Clip:
-    return Clip((folder / VIDEO).read_bytes(), job.id, Asked.of(job.asked).request)
+    return Clip((folder / VIDEO).read_bytes(), job.id, _asked(job).request)
 
 
 def _behind_clip(asking: Asking, wished: Wished, clip: Clip) -> Job:
     """A video that begins with another one."""
     card, limits = asking.pipeline.family.card, asking.house.limits
-    frames = _clip_frames(clip.data, card.size, limits.side, limits.seconds * card.fps)
+    frames = _clip_frames(clip.data, card.size, limits.block.side, limits.seconds * card.fps)
     if wished.kept >= frames:
         raise Refused(f"second {wished.kept / card.fps:g} of {frames / card.fps:g} seconds", param="arvid.from_second")
     left = (frames - wished.kept) / card.fps if wished.seconds is None else wished.seconds
     total = frames / card.fps + (wished.seconds or 0)
     request = _request(asking, wished.extras, replace(clip.request, seconds=left), wished.prompt)
-    asked = Asked(request, CLIP, _scale(None, asking.pipeline, limits.side), wished.kept)
+    asked = Asked(request, CLIP, _scale(None, asking.pipeline, limits.block.side), wished.kept)
     return _accept(asking, Wish(wished.kind, asked, total, clip.source, _written(CLIP, clip.data)), given=1)
 
 
@@ -190,12 +192,10 @@ def _accept(asking: Asking, wish: Wish, given: int) -> Job:
     if not wish.asked.request.prompt and not wish.asked.request.timeline:
         raise Refused("the prompt is empty; say what the video shows", param="prompt")
     try:
-        pipeline.check(wish.asked.request, given)
+        bounds.check(pipeline, wish.asked.request, limits.block, given)
     except ValueError as error:
         raise Refused(str(error), code="invalid_value") from error
-    mine = house.store.count(asking.caller.owner)
-    if mine >= asking.caller.allowance.jobs or house.store.count() >= limits.queue:
-        raise Refused(f"{mine} jobs of yours wait; let them finish first", 429, LIMITED, "queue_full", after=10)
+    check_room(house, asking.caller)
     width, height = (side * wish.asked.scale for side in pipeline.family.card.size)
     job = Job(
         id=new_id("video"), owner=asking.caller.owner, repeat=asking.repeat, kind=wish.kind, source=wish.source,
@@ -215,6 +215,13 @@ def _accept(asking: Asking, wish: Wish, given: int) -> Job:
     house.engine.wake()
     say("job accepted", job=accepted.id, kind=accepted.kind, owner=accepted.owner)
     return accepted
+
+
+def check_room(house: House, caller: Caller) -> None:
+    """Raises Refused when somebody has as many unfinished jobs as they may, or the server has."""
+    mine = house.store.count(caller.owner)
+    if mine >= caller.allowance.jobs or house.store.count() >= house.limits.queue:
+        raise Refused(f"{mine} jobs of yours wait; let them finish first", 429, LIMITED, "queue_full", after=10)
 
 
 def _request(asking: Asking, extras: Extras, request: Request, prompt: str) -> Request:
@@ -255,6 +262,14 @@ def _finished(asking: Asking, source: str) -> tuple[Job, Path]:
     if job.status != COMPLETED:
         raise Refused(f"video {source} is {job.status}; wait until it is completed", code="video_not_completed")
     return job, asking.house.place.video(job.id)
+
+
+def _asked(job: Job) -> Asked:
+    """What was asked for then."""
+    try:
+        return Asked.of(job.asked)
+    except ValueError as error:
+        raise Refused(f"video {job.id}: {error}", code="invalid_value") from error
 
 
 def _source(body: Extend | Edit) -> str:
@@ -314,7 +329,8 @@ def _picture(data: bytes, size: tuple[int, int], most: int) -> Callable[[Path], 
     """Keeps a picture as PNG. Raises Refused for what is none, of another shape, or too large to be opened."""
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
-            _check_shape("input_reference", *picture.size, size, most)
+            _check_sides("input_reference", *picture.size, most)
+            _check_shape("input_reference", *picture.size, size)
             out = io.BytesIO()
             picture.convert("RGB").save(out, format="PNG")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -331,8 +347,11 @@ def _clip_frames(data: bytes, size: tuple[int, int], side: int, most: float) -> 
     try:
         with av.open(io.BytesIO(data), "r", format="mp4") as file:
             stream = file.streams.video[0]
-            _check_shape("video", stream.width, stream.height, size, side)
-            for _ in file.decode(stream):
+            _check_sides("video", stream.width, stream.height, side)
+            for frame in file.decode(stream):
+                if not frames:
+                    high, wide = upright(frame).shape[:2]
+                    _check_shape("video", wide, high, size)
                 frames += 1
                 if frames > most:
                     raise Refused(f"a video of more than {most:g} frames; send a shorter one", param="video")
@@ -343,9 +362,12 @@ def _clip_frames(data: bytes, size: tuple[int, int], side: int, most: float) -> 
     return frames
 
 
-def _check_shape(param: str, wide: int, high: int, size: tuple[int, int], most: int) -> None:
-    width, height = size
+def _check_sides(param: str, wide: int, high: int, most: int) -> None:
     if not 0 < max(wide, high) <= LARGEST_START * most:
         raise Refused(f"{wide}x{high} pixels; at most {LARGEST_START * most} a side", param=param)
+
+
+def _check_shape(param: str, wide: int, high: int, size: tuple[int, int]) -> None:
+    width, height = size
     if abs(wide * height - high * width) > max(wide, high):
         raise Refused(f"{wide}x{high} pixels; cut it to the shape of {width}x{height}", param=param)
