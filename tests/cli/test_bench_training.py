@@ -34,10 +34,8 @@ def runs(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "target").mkdir()
     (place / "target" / "model.safetensors").write_bytes((toy / "target.safetensors").read_bytes())
     sizes = distill.Sizes(1, 1, 1, 1, levels=2, horizon=21, batch=1, critic=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distill, "CONFIGS", {"target": toy_family.TARGET})
-        distill.STAGES["consistency"](place, sizes, lambda row: None)
-        distill.STAGES["matching"](place, sizes, lambda row: None)
+    distill.STAGES["consistency"](place, sizes, lambda row: None)
+    distill.STAGES["matching"](place, sizes, lambda row: None)
     return place
 
 

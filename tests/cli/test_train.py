@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from arvid.cli import train
 from arvid.train.workers import Workers
@@ -58,6 +59,28 @@ def test_chosen_stages_run_in_the_order_given(arvid: Type, done: list[Any], tmp_
         "target: begun", "target: 5/7  loss 0.25", "target: done", "text: begun", "text: 5/7  loss 0.25", "text: done",
     ]  # fmt: skip
     assert (tmp_path / "runs").is_dir()
+
+
+def test_a_stage_that_has_nothing_left_to_do_says_so(arvid: Type, done: list[Any], monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules["toy_recipe"].STAGES, "target", lambda runs, sizes, report: None)
+    result = arvid("train", "toy", "--stage", "target", "--steps", 7)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.splitlines()[-1] == "target: done before; more than 7 is --steps or --set"
+
+
+def test_a_device_is_for_the_stages_that_can_be_there(arvid: Type, done: list[Any], monkeypatch: Any) -> None:
+    for name, said in (
+        ("cuda", "device 'cuda' asked for; torch sees 0 GPUs; use cpu"),
+        ("tpu", "unknown device 'tpu'"),
+    ):
+        result = arvid("train", "toy", "--stage", "text", "--device", name)
+        assert result.exit_code == 2 and said in result.stderr
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(sys.modules["toy_recipe"], "PLACED", ("target",), raising=False)
+    result = arvid("train", "toy", "--stage", "text", "--device", "cuda")
+    assert result.exit_code == 2
+    assert "--device asks for cuda, but stage text of 'toy' is not for that; these can: target" in result.stderr
+    assert done == []
 
 
 def test_sizes_are_set_in_the_type_they_have(arvid: Type, done: list[Any]) -> None:
@@ -178,8 +201,8 @@ def test_a_worker_that_is_gone_ends_the_run_in_a_line(arvid: Type, shared: Path)
 
 def test_a_stage_that_workers_cannot_share_is_refused(arvid: Type, shared: Path, done: list[Any]) -> None:
     for words, said in (
-        (("shared",), "stage pack of 'shared' is not for several at once; these can: target"),
-        (("toy", "--stage", "text"), "stage text of 'toy' is not for several at once; none of its stages can"),
+        (("shared",), "asks for several workers, but stage pack of 'shared' is not for that; these can: target"),
+        (("toy", "--stage", "text"), "stage text of 'toy' is not for that; none of its stages can"),
     ):
         result = arvid("train", *words, "--workers", 2)
         assert result.exit_code == 2

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from arvid.models.family import stating
 from arvid.models.tae import TAEConfig, TinyAutoencoder
 from arvid.models.text import TextEncoder
 from arvid.models.wan.transformer import CausalWan, WanConfig
@@ -41,7 +42,7 @@ def write(
                 model = CausalWan(config)
                 # It starts at zero, and drafter and target would make the same video.
                 nn.init.normal_(model.head.head.weight, std=0.1)
-                _keep(model, directory / f"{part}.safetensors")
+                _keep(model, directory / f"{part}.safetensors", stating(config))
         text = TextEncoder.build(WORDS, length=TARGET.text_len, width=TARGET.text_dim, layers=1, heads=2)
         text.save(directory / "text")
         if reward:
@@ -55,5 +56,5 @@ def write(
     return directory
 
 
-def _keep(model: nn.Module, path: Path) -> None:
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
+def _keep(model: nn.Module, path: Path, told: dict[str, str] | None = None) -> None:
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path, told)

@@ -15,12 +15,13 @@ from torch import nn
 
 from arvid.cli.checkpoints import Checkpoint
 from arvid.evals.training import Passes
+from arvid.models.family import stated, transformer_config
 from arvid.models.wan.transformer import CausalWan, WanConfig
 from arvid.pipeline import Pipeline, Request, load
-from arvid.recipes import distill
-from arvid.recipes.distill import STAGES, Sizes
+from arvid.recipes.distill import STAGES, Sizes, finish
 from arvid.recipes.packing import Sizes as Packing
 from arvid.recipes.packing import pack
+from arvid.recipes.transformers import keep, read
 from arvid.video import to_bytes
 from oracles import toy_family
 
@@ -29,14 +30,13 @@ SIZES = Sizes(1, 1, 1, 1, levels=2, horizon=24, batch=2, critic=1)
 
 
 @pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def runs(tmp_path: Path) -> Path:
     """A runs directory with latents and two trained transformers."""
-    monkeypatch.setattr(distill, "CONFIGS", {"target": TARGET, "drafter": replace(TARGET, num_layers=1)})
-    for name, config in distill.CONFIGS.items():
+    for name, config in {"target": TARGET, "drafter": replace(TARGET, num_layers=1)}.items():
         model = CausalWan(config)
         nn.init.normal_(model.head.head.weight, std=0.1)
         (tmp_path / name).mkdir()
-        distill.keep(model.state_dict(), tmp_path / name)
+        keep(model.state_dict(), config, tmp_path / name)
     (tmp_path / "latents").mkdir()
     part = {"latents": torch.randn(3, 21, 2, 2, 2), "text": torch.randn(3, 5, 8), "first_text": torch.randn(2, 5, 8)}
     save_file({key: value.half() for key, value in part.items()}, tmp_path / "latents" / "0000.safetensors")
@@ -101,10 +101,12 @@ def test_a_model_that_was_made_for_few_passes_becomes_a_family(runs: Path, tmp_p
     lender, chain = toy_family.write(tmp_path / "lender"), start.split("-")
     for place in range(1, len(chain) + 1):
         (runs / "-".join(chain[:place])).mkdir(exist_ok=True)
-    given = load_file(lender / f"{chain[0]}.safetensors")
+    path = lender / f"{chain[0]}.safetensors"
+    given, config = load_file(path), stated(path)
+    assert config is not None
     for place in range(1, len(chain)):
         before, own = ("-".join(chain[: place + more]) for more in (0, 1))
-        distill.finish(given, runs / own, chain[place], before, replace(SIZES, levels=4))
+        finish(given, config, runs / own, chain[place], before, replace(SIZES, levels=4))
     rows: list[dict[str, float]] = []
     pack(runs, Packing(start, passes=2, first=4, family=str(lender)), rows.append)
     family, own = load(runs / start / "family"), load(lender)
@@ -120,10 +122,24 @@ def test_a_model_that_was_made_for_few_passes_becomes_a_family(runs: Path, tmp_p
         assert family.card.parts["target"] == own.card.parts["drafter"]
 
 
+def test_weights_of_other_sizes_than_the_lenders_keep_their_own(runs: Path, tmp_path: Path) -> None:
+    """A pair trained by a recipe of today packs with a family of yesterday, whose transformers are smaller."""
+    lender, wide = toy_family.write(tmp_path / "lender"), replace(toy_family.TARGET, cell_width=8, cell_blocks=1)
+    place = runs / "target-consistency"
+    place.mkdir()
+    finish(CausalWan(wide).state_dict(), wide, place, "consistency", "target", replace(SIZES, levels=4))
+    pack(runs, Packing(family=str(lender)), lambda row: None)
+    family = load(place / "family")
+    assert transformer_config(family.card, "target") == wide
+    assert Pipeline(family).generate(Request(PROMPT, 0.5)).frames_BTCHW.isfinite().all()
+    assert Checkpoint(load(lender), place, 1.0).pipeline.family.card.temperature == 1, "measured with all of the noise"
+
+
 def test_passes_that_were_not_learned_are_refused(runs: Path, tmp_path: Path) -> None:
     lender, place = toy_family.write(tmp_path / "lender"), runs / "target-consistency"
     place.mkdir()
-    distill.finish(load_file(lender / "target.safetensors"), place, "consistency", "target", replace(SIZES, levels=4))
+    path = lender / "target.safetensors"
+    finish(load_file(path), toy_family.TARGET, place, "consistency", "target", replace(SIZES, levels=4))
     sizes = Packing(family=str(lender))
     for wrong in ({"passes": 3}, {"first": 3}, {"passes": 0}):
         [(name, count)] = wrong.items()
@@ -138,11 +154,11 @@ def test_passes_that_were_not_learned_are_refused(runs: Path, tmp_path: Path) ->
 
 
 def test_files_among_the_latents_that_are_none_are_left_alone(runs: Path) -> None:
-    before = distill.read(runs, "latents")
+    before = read(runs, "latents")
     save_file({"labels": torch.zeros(3)}, runs / "latents" / "0000-labels.safetensors")
     save_file({"latents": torch.ones(1, 21, 2, 2, 2).half()}, runs / "latents" / "0001.safetensors")
-    assert len(distill.read(runs, "latents")) == len(before) + 1
-    assert torch.equal(distill.read(runs, "latents", 1), before)
+    assert len(read(runs, "latents")) == len(before) + 1
+    assert torch.equal(read(runs, "latents", 1), before)
 
 
 def test_what_is_missing_is_named(runs: Path) -> None:

@@ -13,9 +13,10 @@ from torch import nn
 from arvid.models.tae import TinyAutoencoder
 from arvid.models.text import TextEncoder
 from arvid.models.wan.transformer import CausalWan, WanConfig
-from arvid.recipes import distill, embedded, feedback, judges, reading_judge, transformers
+from arvid.recipes import embedded, feedback, judges, reading_judge, transformers
 from arvid.recipes.feedback import STAGES, Shown, Sizes
 from arvid.recipes.reading_judge import Blocks
+from arvid.recipes.transformers import keep
 from arvid.rewards.reading import ReadingJudge, ReadingJudgeConfig
 from arvid.train.asking import classes, meaning
 from arvid.train.text import vocabulary
@@ -29,15 +30,14 @@ CELLS = (8, 8)
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A runs directory with latents, an autoencoder and two trained transformers."""
-    monkeypatch.setattr(distill, "CONFIGS", {"target": TINY, "drafter": TINY})
     monkeypatch.setattr(feedback, "HELD_FIRSTS", 2)
     monkeypatch.setattr(transformers, "TOGETHER", 2)
     torch.manual_seed(0)
-    for name in distill.CONFIGS:
+    for name in ("target", "drafter"):
         model = CausalWan(TINY)
         nn.init.normal_(model.head.head.weight, std=0.1)
         (tmp_path / name).mkdir()
-        distill.keep(model.state_dict(), tmp_path / name)
+        keep(model.state_dict(), TINY, tmp_path / name)
     (tmp_path / "decoder").mkdir()
     save_file(TinyAutoencoder().state_dict(), tmp_path / "decoder" / "vae.safetensors")
     (tmp_path / "latents").mkdir()
@@ -141,7 +141,7 @@ def test_pack_takes_transformers_that_were_taught(runs: Path, monkeypatch: pytes
 
     monkeypatch.setattr(embedded, "TextEncoder", Text)
     (runs / "target-feedback").mkdir()
-    distill.keep(CausalWan(TINY).state_dict(), runs / "target-feedback")
+    keep(CausalWan(TINY).state_dict(), TINY, runs / "target-feedback")
     embedded.pack(runs, embedded.Sizes(), lambda row: None)
     for name, start in (("target", "target-feedback"), ("drafter", "drafter")):
         packed, made = (runs / "family" / f"{name}.safetensors"), runs / start / "model.safetensors"

@@ -14,9 +14,10 @@ from torch import nn
 from arvid.models.tae import TinyAutoencoder
 from arvid.models.wan.transformer import CausalWan, WanConfig
 from arvid.pipeline import load
-from arvid.recipes import distill, embedded, marking
+from arvid.recipes import embedded, marking
 from arvid.recipes import judges as recipe
 from arvid.recipes.judges import STAGES, Pool, Sizes, Varied, ranks
+from arvid.recipes.transformers import keep, read
 from arvid.rewards.block import BlockJudge
 from arvid.rewards.latent import LatentJudge
 from arvid.rewards.reading import ReadingJudge, ReadingJudgeConfig
@@ -33,18 +34,15 @@ READING = ReadingJudgeConfig(width=16, blocks=1, text_width=16, meaning=meaning(
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Latents, a drafter and an autoencoder of random weights."""
-    monkeypatch.setattr(distill, "CONFIGS", {"drafter": DRAFTER})
     monkeypatch.setattr(embedded, "CARD", replace(embedded.CARD, parts={"vae": asdict(toy_family.VAE)}))
     monkeypatch.setattr(recipe, "HELD_BATCHES", 1)
     model = CausalWan(DRAFTER)
     nn.init.normal_(model.head.head.weight, std=0.1)
-    for name, weights in (
-        ("drafter/model", model.state_dict()),
-        ("decoder/vae", TinyAutoencoder(toy_family.VAE).state_dict()),
-    ):
-        path = tmp_path / f"{name}.safetensors"
-        path.parent.mkdir()
-        save_file({key: value.contiguous() for key, value in weights.items()}, path)
+    for name in ("drafter", "decoder"):
+        (tmp_path / name).mkdir()
+    keep(model.state_dict(), DRAFTER, tmp_path / "drafter")
+    vae = TinyAutoencoder(toy_family.VAE).state_dict()
+    save_file({key: value.contiguous() for key, value in vae.items()}, tmp_path / "decoder" / "vae.safetensors")
     (tmp_path / "latents").mkdir()
     part = {"latents": torch.randn(8, 12, 16, 4, 4), "text": torch.randn(8, 5, 8)}
     save_file({key: value.half() for key, value in part.items()}, tmp_path / "latents" / "0000.safetensors")
@@ -108,7 +106,7 @@ def test_clips_that_are_kept_apart_are_never_learned_from(runs: Path) -> None:
     learn, held = recipe.batches(runs, SIZES)
     assert isinstance(learn.clips, Pool) and isinstance(held.clips, Pool)
     assert (len(learn.clips.z), len(held.clips.z)) == (7, 1)
-    assert torch.equal(torch.cat([learn.clips.z, held.clips.z]), distill.read(runs, "latents"))
+    assert torch.equal(torch.cat([learn.clips.z, held.clips.z]), read(runs, "latents"))
     first, again, other = learn.clips(0), learn.clips(0), learn.clips(1)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from arvid.models.family import load_autoencoder, read_card
 from arvid.models.text import TextEncoder
-from arvid.pipeline import Pipeline, Request, load
+from arvid.pipeline import EMBEDDED, Pipeline, Request, load
 from arvid.recipes.own_videos import CPU, STAGES, Sizes, captions, clips_of, fitted
 from arvid.video import VideoWriter, frames_of, read_video
 from oracles import toy_family
@@ -95,10 +96,54 @@ def test_what_was_made_trains_a_pair_that_makes_videos(tmp_path: Path, folder: P
     assert (pipeline.family.card.name, pipeline.family.reward) == ("mine", None)
     assert pipeline.family.card.world == "", "it never saw the lender's world"
     assert pipeline.family.card.temperature == 1, "the lender's was measured on the lender's weights"
-    made = pipeline.generate(Request("a red circle", 0.5, router="first"))
+    made = pipeline.generate(Request("a red circle", 0.5))
     assert made.frames_BTCHW.shape[2:] == (3, 64, 64)
     trained = load_file(runs / "family" / "target.safetensors")
     assert all(value.dtype == torch.bfloat16 for value in trained.values())
+
+
+def test_what_has_changed_is_made_again_and_what_another_made_is_refused(
+    tmp_path: Path, folder: Path, sizes: Sizes
+) -> None:
+    for name in ("short", "torn"):
+        (folder / f"{name}.mp4").unlink()
+    runs, rows = tmp_path / "runs", list[dict[str, float]]()
+    (folder / "captions.jsonl").write_text('{"file": "a.mp4", "caption": "a red circle"}')
+    STAGES["latents"](runs, sizes, rows.append)
+    a, b = (runs / "latents" / f"{name}.mp4.safetensors" for name in "ab")
+    first, before = load_file(a), b.stat().st_mtime_ns
+    (folder / "captions.jsonl").write_text('{"file": "a.mp4", "caption": "a small star"}')
+    STAGES["latents"](runs, sizes, rows.append)
+    assert not torch.equal(load_file(a)["text"], first["text"])
+    assert torch.equal(load_file(a)["latents"], first["latents"])
+    assert b.stat().st_mtime_ns == before, "nothing about it has changed"
+    film(folder / "b.mp4", 162, width=96)
+    STAGES["latents"](runs, replace(sizes, firsts=3), rows.append)
+    assert [len(load_file(part)[name]) for part in (a, b) for name in ("latents", "first")] == [2, 6, 2, 6]
+    (folder / "b.mp4").unlink()
+    STAGES["latents"](runs, sizes, rows.append)
+    assert b.is_file(), "a part stays when its video is gone"
+    other = toy_family.write(tmp_path / "other")
+    vae = load_file(other / "vae.safetensors")
+    save_file({name: value + 1 for name, value in vae.items()}, other / "vae.safetensors")
+    with pytest.raises(ValueError, match=r"holds 1 parts that this family's .* did not make \(b\.mp4\.safetensors\)"):
+        STAGES["latents"](runs, replace(sizes, family=str(other)), rows.append)
+
+
+def test_a_pair_of_the_shipped_familys_sizes_runs_as_it_was_packed(tmp_path: Path) -> None:
+    runs, sizes = tmp_path / "runs", Sizes(name="mine")
+    for part in ("target", "drafter"):
+        (runs / part).mkdir(parents=True)
+        shutil.copy(EMBEDDED / f"{part}.safetensors", runs / part / "model.safetensors")
+    STAGES["pack"](runs, sizes, lambda row: None)
+    made = Pipeline(load(runs / "family")).generate(Request("a red circle", 0.5))
+    assert made.frames_BTCHW.shape[2:] == (3, 64, 64)
+
+
+def test_a_lender_without_a_drafter_is_named(tmp_path: Path) -> None:
+    lender = toy_family.write(tmp_path / "lender", drafter=None)
+    with pytest.raises(ValueError, match=r"family 'embedded-toy' has no drafter whose sizes this one could have"):
+        STAGES["drafter"](tmp_path, Sizes(family=str(lender)), print)
 
 
 def test_a_faster_video_gives_every_second_frame_and_a_slower_one_each_twice(tmp_path: Path, family: Path) -> None:

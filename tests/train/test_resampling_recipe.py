@@ -13,8 +13,9 @@ from torch import nn
 
 from arvid.cli.train import RECIPES
 from arvid.models.wan.transformer import CausalWan, WanConfig
-from arvid.recipes import distill, resampling
+from arvid.recipes import resampling
 from arvid.recipes.resampling import STAGES, Sizes
+from arvid.recipes.transformers import keep
 from arvid.train.trainer import TrainConfig
 
 TINY = WanConfig(16, 32, 2, 1, 8, 5, 16, 16, 16)
@@ -24,13 +25,12 @@ CELLS = (8, 8)
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A runs directory with latents and a trained target."""
-    monkeypatch.setattr(distill, "CONFIGS", {"target": TINY})
     monkeypatch.setattr(resampling, "READER", TrainConfig(2, 1e-2, warmup=1))
     torch.manual_seed(0)
     model = CausalWan(TINY)
     nn.init.normal_(model.head.head.weight, std=0.1)
     (tmp_path / "target").mkdir()
-    distill.keep(model.state_dict(), tmp_path / "target")
+    keep(model.state_dict(), TINY, tmp_path / "target")
     (tmp_path / "latents").mkdir()
     part = {"changed_from": torch.tensor([3, 6])}
     for kind, count, frames in (("latents", 8, 21), ("first", 8, 3), ("changed", 2, 21)):

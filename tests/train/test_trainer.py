@@ -83,6 +83,43 @@ def test_killed_and_resumed_is_never_stopped(tmp_path: Path, config: TrainConfig
     }
 
 
+@pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter:UserWarning")
+@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, muon="inner")], ids=["adamw", "muon"])
+def test_a_run_goes_on_where_the_weights_are(tmp_path: Path, config: TrainConfig) -> None:
+    """Begun on the CPU, gone on with on another device: whatever is left behind cannot be computed with."""
+    config = replace(config, log_every=100)  # numbers of the meta device cannot be read
+    net = Net()
+    with pytest.raises(KeyboardInterrupt):
+        train(net, objective(net), dying(5), config, tmp_path)
+    moved, steps = Net().to("meta"), []
+
+    def source(step: int) -> Tensor:
+        steps.append(step)
+        return dying(7)(step).to("meta")
+
+    def loss(batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        noise = torch.randn(6, 2, generator=generator).to("meta")
+        return {"loss": (moved(batch) - batch[:, :2] - noise).square().mean()}
+
+    with pytest.raises(KeyboardInterrupt):
+        train(moved, loss, source, config, tmp_path)
+    assert steps == [4, 5, 6, 7]
+    average = train(moved, loss, source, replace(config, steps=4), tmp_path)
+    assert {value.device.type for value in average.values()} == {"meta"}
+
+
+def test_a_checkpoint_of_a_gpu_is_read_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose every tensor says that it was on a GPU."""
+    net, again = Net(), Net()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        average = train(net, objective(net), source, CONFIG, tmp_path)
+    with pytest.raises(RuntimeError, match="CUDA"):
+        torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert same(train(again, objective(again), source, CONFIG, tmp_path), average)
+    assert same(again.state_dict(), net.state_dict())
+
+
 def test_looking_at_held_out_numbers_changes_nothing(tmp_path: Path) -> None:
     plain, watched = Net(), Net()
     train(plain, objective(plain), source, CONFIG, tmp_path / "plain")

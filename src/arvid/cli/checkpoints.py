@@ -18,7 +18,7 @@ from arvid.cli.report import Row, head
 from arvid.evals import training
 from arvid.evals.speculation import draw_prompts
 from arvid.evals.training import Made, Measured, Passes
-from arvid.models.family import Card, fill, transformer_config
+from arvid.models.family import Card, fill, stated, transformer_config
 from arvid.models.running import pack, packable
 from arvid.models.tae import TIME_STRIDE
 from arvid.models.wan.transformer import CausalWan
@@ -71,12 +71,13 @@ class Checkpoint:
         card = family.card
         kind = directory.name.partition("-")[0]
         part = kind if kind in card.parts else "target"
-        model = CausalWan(transformer_config(card, part))
+        model = CausalWan(stated(directory / WEIGHTS) or transformer_config(card, part))
         fill(model, directory / WEIGHTS)
         model = model.to(family.device, torch.bfloat16).eval().requires_grad_(False)
         if packable(model):
             pack(model)
-        card = replace(card, step=step_of(directory, card))
+        # All noise, as in training: what less of it is worth was measured for no run but the shipped target's.
+        card = replace(card, step=step_of(directory, card), temperature=1.0)
         self.pipeline = Pipeline(replace(family, card=card, target=model, drafter=None))
         self.seconds, self.card = seconds, card
 
@@ -138,7 +139,7 @@ def run(pipeline: Pipeline, asked: Asked) -> Row:
         **head("bench training", str(pipeline.family.device)),
         "config": {
             "model": pipeline.family.card.name, "checkpoints": [path.name for path in asked.checkpoints],
-            "prompts": asked.prompts, "levels": list(asked.levels), "seconds": asked.seconds,
+            "prompts": asked.prompts, "levels": list(asked.levels), "seconds": asked.seconds, "temperature": 1.0,
             "interrupted": interrupted,
         },
         "rows": training.rows(found, prompts),

@@ -117,7 +117,7 @@ def source_of(parts: Parts, size: tuple[int, int] | None = None) -> Source:
 
 def placement_of(running: Running) -> Placement:
     """The device of every role. Raises ValueError for one that is not there."""
-    return Placement.parse(running.place, _device(running.device))
+    return Placement.parse(running.place, checked_device(running.device))
 
 
 def how_of(running: Running) -> How:
@@ -132,7 +132,8 @@ def check(pipeline: Pipeline, request: Request) -> int:
     return len(plan)
 
 
-def _device(name: str) -> str:
+def checked_device(name: str) -> str:
+    """The device. Raises ValueError for one that is not there."""
     try:
         where = torch.device(name)
     except RuntimeError as error:

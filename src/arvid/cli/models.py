@@ -88,7 +88,7 @@ def mean(
         raise ValueError(f"--shares {shares!r}; expected numbers like 1,1,2") from error
     found = averaging.mean(paths, numbers)
     with whole(output) as part:
-        save_file(found, part, {"format": "pt"})
+        save_file(found, part, averaging.told(paths))
     typer.echo(str(output))
 
 

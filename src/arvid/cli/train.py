@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from arvid.cli.options import Quiet, Threads
+from arvid.cli.options import Device, Quiet, Threads
 from arvid.cli.places import folder_for
 
 RECIPES = {
@@ -53,6 +53,7 @@ def train(
     workers: Annotated[
         int, typer.Option("--workers", min=1, max=256, metavar="N", help="Processes that train a transformer together.")
     ] = 1,
+    device: Device = "cpu",
     threads: Threads = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -61,7 +62,7 @@ def train(
         raise ValueError(f"unknown recipe {recipe!r}; known: {', '.join(RECIPES)}")
     runs = runs.absolute()
     folder_for(runs, "--runs")
-    from arvid.cli.families import set_up
+    from arvid.cli.families import checked_device, set_up
 
     module = importlib.import_module(RECIPES[recipe])
     chosen = stage or list(module.STAGES)
@@ -70,12 +71,16 @@ def train(
             raise ValueError(f"recipe {recipe!r} has no stage {name!r}; its stages: {', '.join(module.STAGES)}")
     sizes = _sized(_set(module.Sizes(), sized or []), chosen, steps)
     called = workers == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun has begun this process and others
-    if workers > 1 or called:
-        _check_shared("--workers" if workers > 1 else "torchrun", recipe, chosen, getattr(module, "SHARED", ()))
+    several = "--workers" if workers > 1 else "torchrun" if called else ""
+    elsewhere = "--device" if checked_device(device) != "cpu" else ""
+    for asked, what, able in ((several, "several workers", "SHARED"), (elsewhere, device, "PLACED")):
+        if asked:
+            _check(f"{asked} asks for {what}", recipe, chosen, getattr(module, able, ()))
     if workers > 1:
         threads = threads or max(1, (os.cpu_count() or 1) // workers)
     set_up(threads)
     runs.mkdir(exist_ok=True)
+    from arvid.train.placing import settle
     from arvid.train.workers import Workers, hired, join, leave, meet
 
     if called:
@@ -83,31 +88,33 @@ def train(
         quiet = quiet or not Workers.here().leads
     for name in chosen:
         with (
-            hired(workers, _help, module.__name__, name, runs, sizes, threads),
+            hired(workers, _help, module.__name__, name, runs, sizes, threads, device),
             Watch(name, _length(sizes, name), quiet) as watch,
         ):
+            settle(Workers.here().device(device))
             module.STAGES[name](runs, sizes, watch.report)
     if called:
         meet()
         leave()
 
 
-def _help(module: str, stage: str, runs: Path, sizes: Any, threads: int) -> None:
+def _help(module: str, stage: str, runs: Path, sizes: Any, threads: int, device: str) -> None:
     """What a worker does that does not lead: the same stage, and says nothing of it."""
     from arvid.cli.families import set_up
+    from arvid.train.placing import settle
+    from arvid.train.workers import Workers
 
     set_up(threads)
+    settle(Workers.here().device(device))
     importlib.import_module(module).STAGES[stage](runs, sizes, lambda row: None)
 
 
-def _check_shared(asked: str, recipe: str, stages: list[str], shared: Collection[str]) -> None:
-    """Raises ValueError for stages that several workers cannot train together."""
+def _check(asked: str, recipe: str, stages: list[str], able: Collection[str]) -> None:
+    """Raises ValueError for stages that are not among those that are able to do what is asked."""
     for name in stages:
-        if name not in shared:
-            these = f"these can: {', '.join(shared)}" if shared else "none of its stages can"
-            raise ValueError(
-                f"{asked} begins several workers, but stage {name} of {recipe!r} is not for several at once; {these}"
-            )
+        if name not in able:
+            these = f"these can: {', '.join(able)}" if able else "none of its stages can"
+            raise ValueError(f"{asked}, but stage {name} of {recipe!r} is not for that; {these}")
 
 
 def _set(sizes: Any, settings: list[str]) -> Any:
@@ -156,6 +163,7 @@ class Watch:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._stage, self._length, self._quiet = stage, length, quiet
+        self._idle = length > 0
         console = Console(stderr=True)
         self._terminal = console.is_terminal and not quiet
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"))
@@ -174,11 +182,14 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+        # A run that has ended reads nothing again: neither new data nor another rate.
+        done = f"done before; more than {self._length} is --steps or --set" if self._idle else "done"
         stopped = "stopped; the same command goes on from here" if kind is KeyboardInterrupt else "failed"
-        self._say(f"{self._stage}: {'done' if kind is None else stopped}")
+        self._say(f"{self._stage}: {done if kind is None else stopped}")
 
     def report(self, row: dict[str, float]) -> None:
         """A row of numbers: `step` (or `clips`) moves the bar, the rest is shown."""
+        self._idle = False
         at = int(row.get("step", row.get("clips", 0)))
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in ("step", "clips"))
         self._bar.update(self._task, completed=at, numbers=numbers)

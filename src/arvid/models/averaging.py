@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -38,6 +38,16 @@ def mean(paths: Sequence[Path], shares: Sequence[float] = ()) -> dict[str, Tenso
             if value.is_floating_point():
                 found[name] += _scaled(value, share / total)
     return {name: value.to(first[name].dtype).contiguous() for name, value in found.items()}
+
+
+def told(paths: Sequence[Path]) -> dict[str, str]:
+    """What the metadata of all files say alike (the sizes of their transformer, if anything), and what they are for."""
+    said = []
+    for path in paths:
+        with safe_open(path, "pt") as file:
+            said.append(file.metadata() or {})
+    alike = {name: value for name, value in said[0].items() if all(one.get(name) == value for one in said)}
+    return {"format": "pt"} | alike
 
 
 def _scaled(value: Tensor, share: float) -> Tensor:

@@ -4,6 +4,7 @@ Knows: which files a family has and what its card says. Does not know: rewards, 
 
     card.json            world, sizes, steps, past, proportions (`Card`)
     target.safetensors   drafter.safetensors   vae.safetensors
+                         (transformers that were trained here say their own sizes: `stated`)
     text/                tokenizer and text encoder
     reward/              frame reward; NAME_judge/ judges of whole blocks (`rewards.judges`), if any
                          (read by the pipeline)
@@ -12,12 +13,12 @@ Knows: which files a family has and what its card says. Does not know: rewards, 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -26,6 +27,8 @@ from arvid.models.tae import TAEConfig, TinyAutoencoder
 from arvid.models.wan.transformer import CausalWan, WanConfig
 
 CARD = "card.json"
+SIZES = "arvid.sizes"
+"""Under this name the metadata of a transformer's weights hold its sizes as JSON."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,24 @@ def _tupled(settings: dict[str, Any]) -> dict[str, Any]:
 def transformer_config(card: Card, part: str) -> WanConfig:
     """Sizes of the transformer `part` (target or drafter)."""
     return WanConfig(**_tupled(card.parts[part]))
+
+
+def stating(config: WanConfig) -> dict[str, str]:
+    """Metadata that say the sizes of a transformer, for the file of its weights."""
+    return {"format": "pt", SIZES: json.dumps(asdict(config))}
+
+
+def stated(path: Path) -> WanConfig | None:
+    """The sizes that a file of weights says its transformer has; None where it does not say.
+
+    Raises ValueError when the file is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            told = (file.metadata() or {}).get(SIZES)
+        return None if told is None else WanConfig(**_tupled(json.loads(told)))
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); train or fetch it again") from error
 
 
 def load_transformer(directory: Path, card: Card, part: str, device: torch.device) -> CausalWan:

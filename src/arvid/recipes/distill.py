@@ -21,11 +21,9 @@ import torch
 from torch import Tensor
 
 from arvid.caches.window import Window
-from arvid.models.family import fill
-from arvid.models.wan.presets import EMBEDDED_DRAFTER, EMBEDDED_TARGET
-from arvid.models.wan.transformer import CausalWan, WanConfig
+from arvid.models.wan.transformer import WanConfig
 from arvid.recipes.embedded import FRAMES, WINDOW, Report
-from arvid.recipes.transformers import Clips, distil_settings, keep, read
+from arvid.recipes.transformers import Clips, distil_settings, keep, kind_of, read, trained
 from arvid.recipes.world import BLOCK
 from arvid.samplers.grids import few_step
 from arvid.train.consistency import Consistency
@@ -35,8 +33,6 @@ from arvid.train.scores import CausalScore
 from arvid.train.self_forcing import Horizon, SelfForcing
 from arvid.train.trainer import TrainConfig, train
 
-CONFIGS: dict[str, WanConfig] = {"target": EMBEDDED_TARGET, "drafter": EMBEDDED_DRAFTER}
-"""Transformers by the first word of a directory's name."""
 MEMORY = 10
 """A slow copy remembers one in so many of a run's steps, and no more than the published hundred steps: in a shorter run
 a copy that slow would still be the teacher at the end."""
@@ -75,7 +71,7 @@ def diffusion(runs: Path, sizes: Sizes, report: Report) -> None:
     settings = distil_settings(sizes.diffusion_steps)
     directory = runs / f"{start}-diffusion"
     average = train(model, objective, Clips(runs, sizes.batch), settings, directory, None, report)
-    finish(average, directory, "diffusion", start, sizes)
+    finish(average, model.config, directory, "diffusion", start, sizes)
 
 
 def consistency(runs: Path, sizes: Sizes, report: Report) -> None:
@@ -90,7 +86,7 @@ def consistency(runs: Path, sizes: Sizes, report: Report) -> None:
     settings = distil_settings(sizes.consistency_steps)
     directory = runs / f"{start}-consistency"
     average = train(model, objective, Clips(runs, sizes.batch), settings, directory, None, report)
-    finish(average, directory, "consistency", start, sizes)
+    finish(average, model.config, directory, "consistency", start, sizes)
 
 
 def matching(runs: Path, sizes: Sizes, report: Report) -> None:
@@ -121,7 +117,7 @@ def matched(
     height, width = read(runs, "latents", 1).shape[-2:]
     roll = SelfForcing(
         model, Window(WINDOW), Horizon(FRAMES, sizes.horizon, BLOCK, lead=BLOCK),
-        (CONFIGS[kind_of(start)].in_dim, height, width), few_step(sizes.levels),
+        (model.config.in_dim, height, width), few_step(sizes.levels),
     )  # fmt: skip
 
     def source(step: int) -> Tensor:
@@ -133,41 +129,18 @@ def matched(
         steps, learning_rate=4e-5, warmup=20, average=0.99, weight_decay=0.01, save_every=20, log_every=5
     )
     directory = runs / f"{start}-{stage}"
-    finish(train(model, objective, source, settings, directory, None, report), directory, stage, start, sizes)
+    average = train(model, objective, source, settings, directory, None, report)
+    finish(average, model.config, directory, stage, start, sizes)
 
 
 # ---------------------------------------------------------------- what goes in and out
 
 
-def kind_of(directory: str) -> str:
-    """The transformer whose weights a directory holds: the first word of its name. Raises ValueError for others."""
-    name = directory.partition("-")[0]
-    if name not in CONFIGS:
-        raise ValueError(f"start={directory!r} begins with neither of {', '.join(CONFIGS)}; name a folder in runs")
-    return name
-
-
-def trained(runs: Path, directory: str) -> CausalWan:
-    """The transformer of a finished stage in fp32. Raises ValueError when its weights are missing."""
-    model = CausalWan(CONFIGS[kind_of(directory)])
-    fill(model, weights_of(runs, directory))
-    return model
-
-
-def weights_of(runs: Path, directory: str) -> Path:
-    """Where the weights of a finished stage are. Raises ValueError when they are missing."""
-    path = runs / directory / "model.safetensors"
-    if not path.is_file():
-        raise ValueError(
-            f"weights missing: {path}; train them first (`arvid train embedded` makes target and drafter, `arvid train "
-            "distill --stage consistency` what the other stages start from), or name another folder by --set start="
-        )
-    return path
-
-
-def finish(weights: dict[str, Tensor], directory: Path, method: str, start: str, sizes: Sizes) -> None:
+def finish(
+    weights: dict[str, Tensor], config: WanConfig, directory: Path, method: str, start: str, sizes: Sizes
+) -> None:
     """Write the weights of a finished stage in bf16, and how they were made."""
-    keep(weights, directory)
+    keep(weights, config, directory)
     plain = asdict(sizes)
     made = {"method": method, "start": start, "steps": plain[f"{method}_steps"], "sizes": plain}
     (directory / MADE).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
@@ -180,3 +153,5 @@ STAGES: dict[str, Callable[[Path, Sizes, Report], None]] = {
     "diffusion": diffusion,
 }
 """Stages in the order in which they need each other."""
+PLACED = tuple(STAGES)
+"""Stages that train on the device that was asked for."""

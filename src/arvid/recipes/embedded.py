@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,18 @@ from arvid.models.tae import TIME_STRIDE, TAEConfig, TinyAutoencoder
 from arvid.models.text import TextEncoder
 from arvid.models.wan.presets import EMBEDDED_DRAFTER, EMBEDDED_TARGET
 from arvid.models.wan.transformer import WanConfig
-from arvid.recipes.transformers import RATE, Encoded, begun, flow_settings, held_numbers, in_parts, keep, seal
+from arvid.recipes.transformers import (
+    RATE,
+    Encoded,
+    begun,
+    flow_settings,
+    held_numbers,
+    in_parts,
+    keep,
+    seal,
+    sizes_of,
+    weights_of,
+)
 from arvid.recipes.world import BLOCK, PIXEL_FRAMES, changing, clips, labelled_clips, labels, scene, to_pixels
 from arvid.rewards.frame import FrameReward
 from arvid.rewards.judges import JUDGES, MARKING, REMARKING
@@ -32,6 +43,7 @@ from arvid.train.asking import classes
 from arvid.train.autoencoder import Decoding, EncodedClips, LabelledClips, Probe, Reconstruction, psnr
 from arvid.train.drafting import DraftForcing
 from arvid.train.guidance import GuidedForcing
+from arvid.train.placing import here
 from arvid.train.reading import CellReader, ReadForcing, Told
 from arvid.train.reward import Faithfulness, PairBatch, Pairs, Seeing, Sights, cell_reader
 from arvid.train.text import Captions, Reader, Reading, accuracy, vocabulary
@@ -129,6 +141,7 @@ def autoencoder(runs: Path, sizes: Sizes, report: Report) -> None:
     def numbers(_: object) -> dict[str, float]:
         return {"held_psnr": reconstruction_psnr(model, held_pixels)}
 
+    probed = probed.to(here())
     objective = Reconstruction(model, cast(Probe, probed["probe"]))
     average = train(probed, objective, source, config, runs / "vae", numbers, report)
     probed.load_state_dict(average)
@@ -141,7 +154,8 @@ def reconstruction_psnr(model: TinyAutoencoder, v_BTCHW: Tensor) -> float:
     """PSNR in dB of encoding and decoding, over all pixels of all clips."""
     errors = []
     for part in v_BTCHW.split(8):
-        with torch.autocast("cpu", torch.bfloat16):
+        part = part.to(here())
+        with torch.autocast(part.device.type, torch.bfloat16):
             again, _ = model.decode_raw(model.encode_raw(part))
         errors.append((again.float().clamp(-1, 1) - part).square().mean())
     return float(psnr(torch.stack(errors).mean()))
@@ -150,8 +164,8 @@ def reconstruction_psnr(model: TinyAutoencoder, v_BTCHW: Tensor) -> float:
 @torch.inference_mode()
 def measure_latents(model: TinyAutoencoder, v_BTCHW: Tensor) -> None:
     """Set the per-channel mean and deviation that normalise latents."""
-    with torch.autocast("cpu", torch.bfloat16):
-        z = torch.cat([model.encode_raw(part).float() for part in v_BTCHW.split(8)])
+    with torch.autocast(here().type, torch.bfloat16):
+        z = torch.cat([model.encode_raw(part.to(here())).float() for part in v_BTCHW.split(8)])
     model.latent_mean.copy_(z.mean((0, 1, 3, 4)))
     model.latent_std.copy_(z.std((0, 1, 3, 4)))
 
@@ -163,8 +177,8 @@ class Cuts:
     def __init__(self, model: TinyAutoencoder, count: int, batch: int = 12) -> None:
         self.batch, made = batch, labelled_clips(count, (1, 2, 2, 3, 4), 50000)
         self.films, self.things = [film for film, _ in made], [found.things_THW for _, found in made]
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            self.encoded = [model.encode(to_pixels(film[None]))[0].float() for film in self.films]
+        with torch.inference_mode(), torch.autocast(here().type, torch.bfloat16):
+            self.encoded = [model.encode(to_pixels(film[None]).to(here()))[0].float().cpu() for film in self.films]
 
     def __call__(self, step: int) -> EncodedClips:
         rng = np.random.default_rng([13, step])
@@ -181,6 +195,7 @@ def decoder(runs: Path, sizes: Sizes, report: Report) -> None:
     """The decoder alone, longer: the encoder stays as it is, so the latents that transformers learn stay valid."""
     model = TinyAutoencoder().channels_last()
     model.load_state_dict(load_file(runs / "vae" / "vae.safetensors"))
+    model = model.to(here())
     source = Cuts(model, sizes.clips)
     _, held = clips(32, True, (1, 2, 2), 900)
     held_pixels = to_pixels(held)
@@ -249,19 +264,21 @@ def flow(
 ) -> None:  # fmt: skip
     """A transformer by a kind of teacher forcing on the latents of `latents`."""
     data, model = Encoded(runs, sizes.batch), begun(config, runs / name)
-    reader = reader_of(config)
+    reader = reader_of(config).to(here())
     forcing = kind(model, FRAMES, BLOCK, *map(Window, WINDOWS), scale=GUIDANCE)
     objective = ReadForcing(forcing, reader, model.blocks[config.num_layers // 2])
     trained = nn.ModuleDict({"model": model, "reader": reader})
 
     held = held_numbers(forcing, data)
     average = train(trained, objective, data, flow_settings(steps, sizes.rate), runs / name, held, report)
-    keep({k.removeprefix("model."): v for k, v in average.items() if k.startswith("model.")}, runs / name)
+    keep({k.removeprefix("model."): v for k, v in average.items() if k.startswith("model.")}, config, runs / name)
 
 
 def reader_of(config: WanConfig) -> CellReader:
-    """What tells from a transformer's middle which shape, size and colour stands in its cells."""
-    return CellReader(config.dim, config.patch_size[1:], (len(SHAPES) + 1, len(SIZES) + 1, len(THING_COLOURS) + 1))
+    """What tells from a transformer's middle which shape, size and colour stands in its cells; begins always alike."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return CellReader(config.dim, config.patch_size[1:], (len(SHAPES) + 1, len(SIZES) + 1, len(THING_COLOURS) + 1))
 
 
 def target(runs: Path, sizes: Sizes, report: Report) -> None:
@@ -316,14 +333,17 @@ def pack(runs: Path, sizes: Sizes, report: Report) -> None:
     TextEncoder.load(runs / "text" / "encoder").save(out / "text")
     vae = load_file(runs / "decoder" / "vae.safetensors")
     save_file({name: value.to(torch.bfloat16).contiguous() for name, value in vae.items()}, out / "vae.safetensors")
+    sized: dict[str, dict[str, Any]] = {}
     for part in ("target", "drafter"):
         fed = runs / f"{part}-feedback" / "model.safetensors"
-        shutil.copyfile(fed if fed.is_file() else runs / part / "model.safetensors", out / f"{part}.safetensors")
+        taken = fed if fed.is_file() else weights_of(runs, part)
+        shutil.copyfile(taken, out / f"{part}.safetensors")
+        sized[part] = asdict(sizes_of(taken, part))
     for name in ("reward", *(f"{judge}_judge" for judge in (*JUDGES, MARKING, REMARKING))):
         if (runs / name / "model").is_dir():
             shutil.copytree(runs / name / "model", out / name, dirs_exist_ok=True)
     judged = (out / "latent_judge").is_dir() or (out / "reading_judge").is_dir()
-    card = replace(CARD, router=CARD.router if judged else UNJUDGED)
+    card = replace(CARD, router=CARD.router if judged else UNJUDGED, parts=CARD.parts | sized)
     seal(out, card, report)
 
 
@@ -362,3 +382,5 @@ STAGES: dict[str, Stage] = {
 """Stages in the order in which they need each other."""
 SHARED = ("target", "drafter")
 """Stages that several workers may train together."""
+PLACED = ("vae", "decoder", "target", "drafter")
+"""Stages that train on the device that was asked for; all others take minutes of a CPU."""

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from arvid.caches.window import Window
 from arvid.models.family import load_autoencoder
-from arvid.recipes.distill import trained
-from arvid.recipes.embedded import CARD, CPU, FRAMES, GUIDANCE, WINDOW, WINDOWS, Report
-from arvid.recipes.transformers import HELD_FIRSTS, Encoded, keep, read
+from arvid.recipes.embedded import CARD, FRAMES, GUIDANCE, WINDOW, WINDOWS, Report
+from arvid.recipes.transformers import HELD_FIRSTS, Encoded, keep, read, trained
 from arvid.recipes.world import BLOCK
 from arvid.rewards.reading import Asked, Asking, ReadingJudge, distance
 from arvid.samplers.grids import few_step
@@ -30,6 +29,7 @@ from arvid.train.asking import asked
 from arvid.train.feedback import Feedback, FeedbackBatch
 from arvid.train.flow import FlowBatch
 from arvid.train.guidance import GuidedForcing
+from arvid.train.placing import here, moved
 from arvid.train.self_forcing import LAST, Horizon, SelfForcing
 from arvid.train.trainer import TrainConfig, train
 
@@ -70,7 +70,7 @@ class Shown:
 
 def again(runs: Path) -> Callable[[Tensor], Tensor]:
     """Latents through the autoencoder and back, in half precision, every block as the beginning of a stream."""
-    codec = load_autoencoder(runs / "decoder", CARD, CPU).to(torch.bfloat16).channels_last().requires_grad_(False)
+    codec = load_autoencoder(runs / "decoder", CARD, here()).to(torch.bfloat16).channels_last().requires_grad_(False)
 
     def through(z_NTCHW: Tensor) -> Tensor:
         frames, _ = codec.decode(z_NTCHW.to(torch.bfloat16))
@@ -81,7 +81,7 @@ def again(runs: Path) -> Callable[[Tensor], Tensor]:
 
 def read_by(runs: Path) -> Asking:
     """What the trained judge reads. Raises ValueError when there is none."""
-    judge = ReadingJudge.load(runs / "reading_judge" / "model").float().requires_grad_(False)
+    judge = ReadingJudge.load(runs / "reading_judge" / "model").float().to(here()).requires_grad_(False)
     judge.cells.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return judge.asking
 
@@ -99,7 +99,8 @@ def fed(runs: Path, start: str, steps: int, sizes: Sizes, report: Report) -> Non
 
     def numbers(_: nn.Module) -> dict[str, float]:
         with torch.no_grad():
-            text, scenes = source.text[-HELD_FIRSTS:].float(), source.asked[torch.arange(-HELD_FIRSTS, 0)]
+            held = source.text[-HELD_FIRSTS:].float(), source.asked[torch.arange(-HELD_FIRSTS, 0)]
+            text, scenes = moved(held, here())
             terms = objective.terms(first(text, torch.Generator().manual_seed(1)), scenes)
             return {"held_distance": float(distance(terms).mean())} | {
                 f"held_{name}": float(term.mean()) for name, term in terms.items()
@@ -108,7 +109,8 @@ def fed(runs: Path, start: str, steps: int, sizes: Sizes, report: Report) -> Non
     config = TrainConfig(steps, sizes.rate, warmup=20, average=0.98, weight_decay=0.0, save_every=50, log_every=10)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     average = train(model, objective, source, config, runs / f"{start}-feedback", numbers, report)
-    keep({name: before[name].lerp(value, BLEND) for name, value in average.items()}, runs / f"{start}-feedback")
+    blended = {name: before[name].lerp(value, BLEND) for name, value in average.items()}
+    keep(blended, model.config, runs / f"{start}-feedback")
 
 
 def target(runs: Path, sizes: Sizes, report: Report) -> None:
@@ -125,3 +127,5 @@ STAGES: dict[str, Callable[[Path, Sizes, Report], None]] = {"target": target, "d
 """Stages in any order."""
 SHARED = ("target", "drafter")
 """Stages that several workers may train together."""
+PLACED = ("target", "drafter")
+"""Stages that train on the device that was asked for."""

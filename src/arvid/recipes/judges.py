@@ -22,10 +22,9 @@ from arvid.caches.window import Window
 from arvid.models.family import load_autoencoder
 from arvid.models.running import pack, packable
 from arvid.recipes import embedded, marking
-from arvid.recipes.distill import trained
 from arvid.recipes.embedded import WINDOW, Report
 from arvid.recipes.reading_judge import reading_judge
-from arvid.recipes.transformers import read
+from arvid.recipes.transformers import read, trained
 from arvid.recipes.world import BLOCK
 from arvid.rewards.block import BlockJudge, BlockJudgeConfig
 from arvid.rewards.latent import LatentJudge, LatentJudgeConfig

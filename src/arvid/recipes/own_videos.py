@@ -3,22 +3,25 @@
 Knows: how videos are cut into clips, where captions stand, which family lends autoencoder and text encoder, sizes and
 rates. Does not know: losses (train/), networks (models/), what the videos show.
 
-`latents` reads `videos` and writes one part per video into `runs/latents`, in the layout of the embedded recipe; parts
-that exist are skipped, so a killed run goes on and a grown folder is read further. `target` and `drafter` train on
-them, `pack` puts `runs/family` together. There are no labels of what stands where, so nothing but the flow is learned.
+`latents` reads `videos` and writes one part per video into `runs/latents`, in the layout of the embedded recipe, with
+the facts it was made from; parts that are still true are skipped, so a killed run goes on, a grown folder is read
+further, and a video or caption that was mended is made again. `target` and `drafter` train on them, `pack` puts
+`runs/family` together. There are no labels of what stands where, so nothing but the flow is learned.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,13 +31,14 @@ from arvid.evals.clips import opened, videos_in
 from arvid.models.family import Card, load_autoencoder, read_card, transformer_config
 from arvid.models.tae import TIME_STRIDE, TinyAutoencoder
 from arvid.models.text import TextEncoder
-from arvid.recipes.embedded import Report
-from arvid.recipes.transformers import RATE, Rows, begun, flow_settings, keep, lent, seal
+from arvid.recipes.embedded import UNJUDGED, Report
+from arvid.recipes.transformers import RATE, Rows, begun, flow_settings, keep, lent, seal, sizes_of
 from arvid.train.flow import FlowBatch, TeacherForcing
 from arvid.train.trainer import train
 from arvid.video import frames_of
 
 CPU = torch.device("cpu")
+LENDER = "lender"
 CAPTIONS = "captions.jsonl"
 """Captions of a folder, one JSON object per line: `file` (as it lies in the folder) and `caption`."""
 
@@ -59,8 +63,8 @@ class Sizes:
 
 
 def latents(runs: Path, sizes: Sizes, report: Report) -> None:
-    """Latents and text embeddings of a folder of videos. Raises ValueError, when all others are done, that names the
-    videos that could not be used and why."""
+    """Latents and text embeddings of a folder of videos. Raises ValueError for a directory that holds other parts, and,
+    when all others are done, that names the videos that could not be used and why."""
     folder, lender = Path(sizes.videos), lent(sizes.family)
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}; point --set videos=DIR at a folder of mp4 files")
@@ -70,17 +74,24 @@ def latents(runs: Path, sizes: Sizes, report: Report) -> None:
     vae, text = load_autoencoder(lender, card, CPU), TextEncoder.load(lender / "text")
     directory = runs / "latents"
     directory.mkdir(parents=True, exist_ok=True)
+    lends = mark(lender)
+    parts = {path: directory / f"{path.name}.safetensors" for path in paths}
+    check_others(directory, set(parts.values()), lends)
     failed, clips = [], 0
-    for path in paths:
-        part = directory / f"{path.name}.safetensors"
-        if not part.exists():
+    for path, part in parts.items():
+        at = path.stat()
+        facts = {
+            "video": f"{at.st_size} bytes of {at.st_mtime_ns}", "caption": said[path], LENDER: lends,
+            "firsts": str(sizes.firsts),
+        }  # fmt: skip
+        if facts_of(part) != facts:
             try:
                 made = encoded(path, said[path], card, vae, text, sizes.firsts)
             except ValueError as error:
                 failed.append(f"{path}: {error}")
                 continue
             whole = part.with_suffix(".part")
-            save_file(made, whole)
+            save_file(made, whole, facts)
             whole.rename(part)
             clips += len(made["latents"])
             report({"clips": float(clips), "unknown_words": float(len(text.unknown(said[path])))})
@@ -88,6 +99,37 @@ def latents(runs: Path, sizes: Sizes, report: Report) -> None:
         raise ValueError(
             f"{len(failed)} of {len(paths)} videos cannot be used, the others are done; mend or remove them:\n  "
             + "\n  ".join(failed)
+        )
+
+
+def mark(lender: Path) -> str:
+    """What tells the autoencoder and the text encoder of a family from others: a digest of their files."""
+    seen = hashlib.sha256()
+    for path in (lender / "vae.safetensors", *sorted(file for file in (lender / "text").rglob("*") if file.is_file())):
+        seen.update(path.read_bytes())
+    return seen.hexdigest()
+
+
+def facts_of(part: Path) -> dict[str, str]:
+    """What a part was made from; nothing, if there is none or it does not say."""
+    if not part.is_file():
+        return {}
+    try:
+        with safe_open(part, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
+
+
+def check_others(directory: Path, own: set[Path], lends: str) -> None:
+    """Raises ValueError for parts of no video in the folder that another family or another recipe made: what is trained
+    reads all parts. (Parts of videos that are gone stay.)"""
+    others = [part for part in sorted(directory.glob("*.safetensors")) if part not in own]
+    odd = [part.name for part in others if facts_of(part).get(LENDER) != lends]
+    if odd:
+        raise ValueError(
+            f"{directory} holds {len(odd)} parts that this family's autoencoder and text encoder did not make "
+            f"({', '.join(odd[:3])}); give another --runs, or remove them"
         )
 
 
@@ -208,11 +250,16 @@ def flow(runs: Path, name: str, sizes: Sizes, steps: int, report: Report) -> Non
     """A transformer of the lender's sizes by teacher forcing; from `start.safetensors` in its folder if there is one,
     else from nothing."""
     card = read_card(lent(sizes.family))
+    if name not in card.parts:
+        raise ValueError(
+            f"family {card.name!r} has no {name} whose sizes this one could have; `--stage pack` makes a family without"
+        )
     model = begun(transformer_config(card, name), runs / name)
     policy = spec.build(card.past, POLICIES, "past")
     objective = TeacherForcing(model, card.trained_frames, card.block, policy)
     batches = Batches(runs, sizes.batch, sizes.firsts)
-    keep(train(model, objective, batches, flow_settings(steps, sizes.rate), runs / name, None, report), runs / name)
+    average = train(model, objective, batches, flow_settings(steps, sizes.rate), runs / name, None, report)
+    keep(average, model.config, runs / name)
 
 
 def pack(runs: Path, sizes: Sizes, report: Report) -> None:
@@ -227,8 +274,10 @@ def pack(runs: Path, sizes: Sizes, report: Report) -> None:
     shutil.copyfile(lender / "vae.safetensors", out / "vae.safetensors")
     for part in parts:
         shutil.copyfile(runs / part / "model.safetensors", out / f"{part}.safetensors")
-    made = {part: card.parts[part] for part in ("vae", *parts)}
-    router = card.router if "drafter" in parts else "target"
+    made = {"vae": card.parts["vae"]}
+    made |= {part: asdict(sizes_of(runs / part / "model.safetensors", part)) for part in parts}
+    # The lender's judges read what its world shows, and its router may ask them.
+    router = UNJUDGED if "drafter" in parts else "target"
     # What narrower noise is worth was measured on the lender; other videos may have more than one way to go on.
     told = replace(card, name=sizes.name, world="", router=router, parts=made, temperature=1.0)
     seal(out, told, report)
@@ -243,3 +292,5 @@ STAGES: dict[str, Callable[[Path, Sizes, Report], None]] = {
 """Stages in the order in which they need each other."""
 SHARED = ("target", "drafter")
 """Stages that several workers may train together."""
+PLACED = ("target", "drafter")
+"""Stages that train on the device that was asked for."""

@@ -12,14 +12,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from arvid.cli.checkpoints import DISTILLED, step_of
 from arvid.models.family import CARD, read_card
-from arvid.recipes.distill import MADE, kind_of, weights_of
+from arvid.recipes.distill import MADE
 from arvid.recipes.embedded import Report
-from arvid.recipes.transformers import lent, seal
+from arvid.recipes.transformers import kind_of, lent, seal, sizes_of, weights_of
 from arvid.samplers.grids import few_step
 
 
@@ -52,7 +52,8 @@ def pack(runs: Path, sizes: Sizes, report: Report) -> None:
     leave = shutil.ignore_patterns("*.md", CARD, "drafter.safetensors", "target.safetensors")
     shutil.copytree(lender, out, ignore=leave, dirs_exist_ok=True)
     shutil.copyfile(weights, out / "target.safetensors")
-    parts = {name: part for name, part in card.parts.items() if name != "drafter"} | {"target": card.parts[kind]}
+    own = {"target": asdict(sizes_of(weights, kind))}
+    parts = {name: part for name, part in card.parts.items() if name != "drafter"} | own
     router = f"target:first_steps={sizes.first}" if sizes.first else "target"
     told = replace(
         card, name=f"{card.name}-{sizes.start}", steps=sizes.passes, step=step, router=router, parts=parts,

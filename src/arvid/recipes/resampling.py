@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from arvid.caches.window import Window
-from arvid.recipes.distill import trained
 from arvid.recipes.embedded import FRAMES, WINDOWS, Report, reader_of
-from arvid.recipes.transformers import Encoded, flow_settings, held_numbers, keep
+from arvid.recipes.transformers import Encoded, flow_settings, held_numbers, keep, trained
 from arvid.recipes.world import BLOCK
+from arvid.train.placing import here
 from arvid.train.reading import ReadForcing
 from arvid.train.resampling import ResampledForcing
 from arvid.train.trainer import TrainConfig, train
@@ -44,7 +44,7 @@ def target(runs: Path, sizes: Sizes, report: Report) -> None:
     """The target, behind its own blocks."""
     data, model = Encoded(runs, sizes.batch, sizes.firsts), trained(runs, sizes.start)
     keeper = trained(runs, sizes.start).to(torch.bfloat16).requires_grad_(False)
-    reader = reader_of(model.config)
+    reader = reader_of(model.config).to(here())
     forcing = ResampledForcing(model, keeper, FRAMES, BLOCK, *map(Window, WINDOWS))
     objective = ReadForcing(forcing, reader, model.blocks[model.config.num_layers // 2])
     together = nn.ModuleDict({"model": model, "reader": reader})
@@ -56,10 +56,12 @@ def target(runs: Path, sizes: Sizes, report: Report) -> None:
 
     held = held_numbers(forcing, data)
     average = train(together, objective, data, flow_settings(sizes.target_steps, sizes.rate), directory, held, report)
-    keep({k.removeprefix("model."): v for k, v in average.items() if k.startswith("model.")}, directory)
+    keep({k.removeprefix("model."): v for k, v in average.items() if k.startswith("model.")}, model.config, directory)
 
 
 STAGES: dict[str, Callable[[Path, Sizes, Report], None]] = {"target": target}
 """The one stage."""
 SHARED = ("target",)
 """Stages that several workers may train together."""
+PLACED = ("target",)
+"""Stages that train on the device that was asked for."""

@@ -24,11 +24,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from arvid.models.family import CARD, Card
+from arvid.models.family import CARD, Card, fill, read_card, stated, stating, transformer_config
 from arvid.models.wan.growth import deepen
 from arvid.models.wan.transformer import CausalWan, WanConfig
 from arvid.pipeline import EMBEDDED
 from arvid.train.flow import FlowBatch
+from arvid.train.placing import here, moved
 from arvid.train.reading import Told, ToldBatch
 from arvid.train.trainer import Held, Objective, TrainConfig
 from arvid.train.workers import Workers
@@ -43,6 +44,8 @@ TOGETHER = 10
 """First blocks that go with every whole clip of a batch."""
 CHANGED = 0.3
 """Share of whole clips whose prompt changes on the way."""
+KINDS = ("target", "drafter")
+"""Transformers: the first word of a directory's name."""
 HELD_CLIPS, HELD_FIRSTS = 8, 128
 """The last clips and first blocks of all, that nothing is learned from; of less data no more than an eighth."""
 
@@ -155,7 +158,7 @@ class Encoded:
 
 def held_numbers(objective: Objective, data: Encoded) -> Held | None:
     """What an objective says of the rows that are held out, but the sum it learns from; None where there are none."""
-    held = data.held
+    held = moved(data.held, here())
     if not len(held.latents_BTCHW):
         return None
 
@@ -172,6 +175,38 @@ def labels_of(rows: list[Tensor], chosen: Tensor, begins_B: Tensor) -> Told:
     return Told(classes, velocity.float(), offset.float(), torch.arange(classes.shape[1]) >= begins_B[:, None])
 
 
+def kind_of(directory: str) -> str:
+    """The transformer whose weights a directory holds: the first word of its name. Raises ValueError for others."""
+    name = directory.partition("-")[0]
+    if name not in KINDS:
+        raise ValueError(f"start={directory!r} begins with neither of {', '.join(KINDS)}; name a folder in runs")
+    return name
+
+
+def trained(runs: Path, directory: str) -> CausalWan:
+    """The transformer of a finished stage in fp32. Raises ValueError when its weights are missing."""
+    kind, path = kind_of(directory), weights_of(runs, directory)
+    model = CausalWan(sizes_of(path, kind))
+    fill(model, path)
+    return model.to(here())
+
+
+def sizes_of(weights: Path, kind: str) -> WanConfig:
+    """The sizes of a transformer: what its weights say; weights that say nothing are taken for shipped ones."""
+    return stated(weights) or transformer_config(read_card(EMBEDDED), kind)
+
+
+def weights_of(runs: Path, directory: str) -> Path:
+    """Where the weights of a finished stage are. Raises ValueError when they are missing."""
+    path = runs / directory / "model.safetensors"
+    if not path.is_file():
+        raise ValueError(
+            f"weights missing: {path}; train them first (`arvid train embedded` makes target and drafter, `arvid train "
+            "distill --stage consistency` what the other stages start from), or name another folder by --set start="
+        )
+    return path
+
+
 def begun(config: WanConfig, directory: Path) -> CausalWan:
     """The transformer that a run in `directory` trains: from `start.safetensors` there (weights of the same widths and
     at most as many blocks, to train them further), else from nothing."""
@@ -180,7 +215,7 @@ def begun(config: WanConfig, directory: Path) -> CausalWan:
     start = directory / "start.safetensors"
     if start.exists():
         model.load_state_dict(deepen({key: value.float() for key, value in load_file(start).items()}, config))
-    return model
+    return model.to(here())
 
 
 def flow_settings(steps: int, rate: float) -> TrainConfig:
@@ -208,7 +243,8 @@ def seal(directory: Path, card: Card, report: Callable[[dict[str, float]], None]
     report({"bytes": float(sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()))})
 
 
-def keep(weights: dict[str, Tensor], directory: Path) -> None:
-    """Write weights in bf16; of several workers the first does."""
+def keep(weights: dict[str, Tensor], config: WanConfig, directory: Path) -> None:
+    """Write a transformer's weights in bf16, and its sizes with them; of several workers the first does."""
     if Workers.here().leads:
-        save_file({k: v.to(torch.bfloat16).contiguous() for k, v in weights.items()}, directory / "model.safetensors")
+        half = {name: value.to(torch.bfloat16).contiguous() for name, value in weights.items()}
+        save_file(half, directory / "model.safetensors", stating(config))

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from arvid.train.flow import noise_like
 from arvid.train.reading import Told, cells_loss, offset_loss
 from arvid.types import Decoder
 
@@ -81,15 +82,14 @@ class Reconstruction:
     def __call__(self, batch: LabelledClips, generator: torch.Generator) -> dict[str, Tensor]:
         """Returns loss, l1, psnr (dB, pixels of range 1), the latents' mean square, the probe's loss and its share of
         right shapes where things stand."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(batch.v_BTCHW.device.type, torch.bfloat16):
             z_BTCHW = self.model.encode_raw(batch.v_BTCHW)
-            noise = torch.randn(z_BTCHW.shape, generator=generator)
-            y_BTCHW, _ = self.model.decode_raw(z_BTCHW + NOISE * noise)
+            y_BTCHW, _ = self.model.decode_raw(z_BTCHW + NOISE * noise_like(z_BTCHW, generator))
         error = y_BTCHW.float() - batch.v_BTCHW
         size = z_BTCHW.float().square().mean()
         probe, right = self._probe(z_BTCHW.float(), batch, generator)
         if batch.stills is not None:
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(batch.v_BTCHW.device.type, torch.bfloat16):
                 still_BTCHW = self.model.encode_raw(batch.stills.v_BTCHW)
             more, right = self._probe(still_BTCHW.float(), batch.stills, generator)
             probe = probe + more
@@ -103,9 +103,9 @@ class Reconstruction:
         # The spread is differentiated with the rest: were it a constant, latents would grow to drown the noise.
         spread = z_BTCHW.std((0, 1, 3, 4), keepdim=True)
         centre = z_BTCHW.mean((0, 1, 3, 4), keepdim=True)
-        noised = (z_BTCHW - centre) / spread + PROBE_NOISE * torch.randn(z_BTCHW.shape, generator=generator)
+        noised = (z_BTCHW - centre) / spread + PROBE_NOISE * noise_like(z_BTCHW, generator)
         # The first latent frame is one pixel frame: nothing in it tells a velocity.
-        moving_BT = torch.arange(z_BTCHW.shape[1]).expand(z_BTCHW.shape[:2]) > 0
+        moving_BT = torch.arange(z_BTCHW.shape[1], device=z_BTCHW.device).expand(z_BTCHW.shape[:2]) > 0
         *read, offset = self.probe(noised)
         loss, right = cells_loss(read, batch.told, moving_BT, PROBE_MOTION)
         return loss + offset_loss(offset, batch.told), right
@@ -132,9 +132,9 @@ class Decoding:
     def __call__(self, batch: EncodedClips, generator: torch.Generator) -> dict[str, Tensor]:
         """Returns loss, l1 and psnr (dB)."""
         z_BTCHW = batch.z_BTCHW
-        deviation = DECODER_NOISE * torch.rand(len(z_BTCHW), 1, 1, 1, 1, generator=generator)
-        with torch.autocast("cpu", torch.bfloat16):
-            y_BTCHW, _ = self.model.decode(z_BTCHW + deviation * torch.randn(z_BTCHW.shape, generator=generator))
+        deviation = DECODER_NOISE * torch.rand(len(z_BTCHW), 1, 1, 1, 1, generator=generator).to(z_BTCHW.device)
+        with torch.autocast(z_BTCHW.device.type, torch.bfloat16):
+            y_BTCHW, _ = self.model.decode(z_BTCHW + deviation * noise_like(z_BTCHW, generator))
         error = y_BTCHW.float() - batch.v_BTCHW
         return {
             "loss": weighted(error, batch.things_BTHW), "l1": error.detach().abs().mean(),

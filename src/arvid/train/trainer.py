@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from arvid.train.muon import Muon
+from arvid.train.placing import moved
 from arvid.train.workers import Workers
 
 Batch = Any
@@ -88,7 +89,10 @@ def train(
     `directory/log.jsonl` and hands them to `report`.
 
     Several workers (`train.workers`) step the same weights by the mean of all gradients; the first writes and reports
-    (its own numbers). Raises ValueError for several workers of an objective that keeps a state.
+    (its own numbers). Weights stay on the device where they are, their average and the optimisers' state with them; the
+    generator is on the CPU. Raises ValueError for several workers of an objective that keeps a state, for a checkpoint
+    of another kind of objective or number of workers, and for workers that find different ones; ConnectionError when a
+    worker is gone.
     """
     workers = Workers.here()
     if workers.count > 1 and isinstance(objective, Stateful):
@@ -103,11 +107,12 @@ def train(
     generator = torch.Generator().manual_seed(config.seed + _APART * workers.rank)
     run = _Run(model, optimisers, average, generator, objective, workers)
     start = run.resume(directory)
+    device = next(model.parameters()).device
     began = time.monotonic()
     for step in range(start, config.steps):
         for group in (group for optimiser in optimisers for group in optimiser.param_groups):
             group["lr"] = config.rate(step)
-        numbers = objective(source(step * workers.count + workers.rank), generator)
+        numbers = objective(moved(source(step * workers.count + workers.rank), device), generator)
         numbers["loss"].backward()
         workers.average(p.grad for p in model.parameters() if p.grad is not None)
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
@@ -198,12 +203,23 @@ class _Run:
         os.replace(part, directory / CHECKPOINT)
 
     def resume(self, directory: Path) -> int:
-        """The step to go on with. Raises ValueError when the checkpoint is of another kind of objective, or of another
-        number of workers."""
+        """The step to go on with, the same for all workers. Raises ValueError when the checkpoint is of another kind of
+        objective or of another number of workers, or when workers find different ones."""
+        steps = self.workers.gather(torch.tensor(self._restore(directory))).tolist()
+        if len(set(steps)) > 1:
+            raise ValueError(
+                f"workers found checkpoints of different steps in {directory}: {', '.join(map(str, steps))} (0: none); "
+                "the folder of runs must be one that all machines see"
+            )
+        return int(steps[0])
+
+    def _restore(self, directory: Path) -> int:
+        """The step of the checkpoint that this worker finds, 0 without one, and all that it holds put in place."""
         path = directory / CHECKPOINT
         if not path.exists():
             return 0
-        held = torch.load(path, weights_only=True)
+        # By way of the CPU: the device that it was saved from may not be here, and generators stay there.
+        held = torch.load(path, map_location="cpu", weights_only=True)
         stateful = isinstance(self.objective, Stateful)
         if stateful != ("objective" in held):
             kept = "keeps" if stateful else "does not keep"
@@ -220,7 +236,8 @@ class _Run:
         self.model.load_state_dict(held["model"])
         for optimiser, state in zip(self.optimisers, held["optimisers"], strict=True):
             optimiser.load_state_dict(state)
-        self.average.update(held["average"])
+        for name, value in self.average.items():
+            value.copy_(held["average"][name])
         # A copy: torch reads a state from where its storage begins, and a row does not.
         self.generator.set_state(generators[self.workers.rank].clone())
         if isinstance(self.objective, Stateful):
