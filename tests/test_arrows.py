@@ -24,7 +24,21 @@ ARROWS: dict[str, frozenset[str]] = {
     "rollout": frozenset({"types", "caches", "samplers"}),
     "evals": frozenset({"types", "rewards", "worlds", "video"}),
     "train": frozenset({"types", "samplers", "caches", "rollout", "rewards", "worlds"}),
-    "pipeline": frozenset({"types", "spec", "samplers", "caches", "models", "rewards", "rollout", "video", "worlds"}),
+    "request": frozenset({"rollout"}),
+    "pipeline": frozenset(
+        {
+            "types",
+            "request",
+            "spec",
+            "samplers",
+            "caches",
+            "models",
+            "rewards",
+            "rollout",
+            "video",
+            "worlds",
+        }
+    ),
     "families": frozenset({"types", "models", "rewards", "pipeline"}),
     "serve": frozenset({"types", "pipeline", "rollout", "video"}),
 }

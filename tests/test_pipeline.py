@@ -6,6 +6,7 @@ import gc
 import json
 import re
 import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from arvid.caches.merging import Merge
+from arvid.caches.packed import Pack
 from arvid.models.family import read_card
 from arvid.pipeline import Pipeline, Request, load
 from arvid.rollout.session import Receipt
@@ -387,6 +391,68 @@ def test_a_repair_ends_with_the_walk_it_is_a_part_of(toy: Pipeline) -> None:
         assert "\n" not in str(caught.value)
 
 
+PACK = "pack:frames=6,sink=1,recent=3,weights={}"
+UNFIT = {
+    "share places in a cycle of 3": {"positions": "cyclic:period=3"},
+    "share places in a cycle of 33": {"positions": "cyclic", "past": "sink:frames=6,sink=3"},
+    "none holds no merging weights": {"past": PACK.format("{folder}/none")},
+    "broken holds no merging weights": {"past": "coarse:weights={folder}/broken"},
+    r"groups of 4 tokens with 32 channels, merging weights for \(12, 32\)": {"past": "conv:weights={folder}/target"},
+    r"groups of 12 tokens with 16 channels, merging weights for \(12, 32\)": {"past": PACK.format("{folder}/target")},
+    r"layers 0 to 1 have .*, merging weights for \(12, 32\) in layers 0 to 0": {"past": PACK.format("{folder}/short")},
+    "none is no head profile": {"past": "headwise:profile={folder}/none"},
+    "broken is no head profile": {"past": "headwise:profile={folder}/broken"},
+    "profiles 2 layers .*, the model has 1 layers": {"past": "headwise:profile={folder}/heads"},
+}  # fmt: skip
+"""What a request cannot have, by what is said of it: a file that is missing, damaged, of another policy or model."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files for the target of the toy, which has two layers of two heads; its drafter has one of both, half as wide."""
+    made = tmp_path_factory.mktemp("files")
+    save_file(Merge(2, 12, 32).state_dict(), made / "target")
+    save_file(Merge(1, 12, 32).state_dict(), made / "short")
+    (made / "heads").write_text(json.dumps({"static": [[], [1]]}))
+    (made / "broken").write_text("{")
+    return made
+
+
+@pytest.mark.parametrize("said", UNFIT)
+def test_what_dies_in_the_middle_is_refused_before_it_begins(toy: Pipeline, folder: Path, said: str) -> None:
+    fields = {name: text.format(folder=folder) for name, text in UNFIT[said].items()}
+    request = Request(PROMPT, 6, router="first", **fields)
+    for refused in (toy.check, toy.session):
+        with pytest.raises(ValueError, match=said) as caught:
+            refused(request)
+        assert "\n" not in str(caught.value)
+
+
+def test_files_need_not_fit_a_model_that_is_never_asked(toy: Pipeline, folder: Path) -> None:
+    """Its past is not written while few blocks wait for it, four training lengths; nor if there is no such model."""
+
+    def asked(seconds: float, *timeline: Entry) -> Request:
+        return Request(PROMPT, seconds, router="target", past=PACK.format(folder / "target"), timeline=timeline)
+
+    assert len(list(toy.stream(asked(4)))) == 6
+    toy.check(asked(21.5))
+    alone = Pipeline(replace(toy.family, drafter=None))
+    for unfit in (asked(21.75), asked(4, Entry(2, "a star", "flush"))):
+        with pytest.raises(ValueError, match="groups of 12 tokens with 16 channels"):
+            toy.check(unfit)
+        alone.check(unfit)
+
+
+@pytest.mark.parametrize(("seconds", "dies"), [(21.5, False), (21.75, True)])
+def test_that_is_when_its_past_is_written(
+    toy: Pipeline, folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, dies: bool
+) -> None:
+    monkeypatch.setattr(Pack, "check_files", lambda *_: None)
+    stream = toy.stream(Request(PROMPT, seconds, router="target", past=PACK.format(folder / "target")))
+    with pytest.raises(ValueError, match="groups of 12 tokens") if dies else nullcontext():
+        list(stream)
+
+
 def test_a_card_from_before_worlds_has_none(tmp_path: Path) -> None:
     family = toy_family.write(tmp_path / "toy")
     assert read_card(family).world == "shapes"
@@ -407,3 +473,23 @@ def test_a_card_that_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match=r"target is placed on cuda:99, and torch sees"):
         load(device="cuda:99")
+
+
+def test_noise_is_what_was_asked_for_and_goes_on_with_a_resumed_session(toy: Pipeline) -> None:
+    """A correlation of 0 is white noise by another name; any other makes another video."""
+    white, antiphase, none = (
+        Request(PROMPT, 2.0, 3, "target", noise=noise) for noise in ("", "antiphase:rho=-0.5", "antiphase:rho=0")
+    )
+    blocks = list(toy.stream(white))
+    assert same(blocks, list(toy.stream(none)))
+    leaning = list(toy.stream(antiphase))
+    assert not same(blocks, leaning)
+    session = toy.session(antiphase)
+    next(session)
+    assert same([*toy.resume(session.snapshot())], leaning[1:])
+    for noise, said in (
+        ("pink", "unknown noise 'pink'; known: antiphase, white"),
+        ("antiphase:rho=1", "correlation 1; needs"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            toy.check(Request(PROMPT, noise=noise))

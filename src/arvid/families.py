@@ -152,7 +152,7 @@ def _card(source: Source, target: Checkpoint, drafter: Checkpoint | None, reward
     name = target.families[0]
     facts = published(name)
     listed = Listed(facts.timesteps or published("self-forcing").timesteps, facts.shift)
-    router = "target"
+    router = facts.router
     if drafter is not None:
         router = "first" if reward is None else PUBLISHED_TAU if reward.kind == "image-reward" else RANKED
     parts: dict[str, dict[str, Any]] = {"target": asdict(target.config), "vae": {}}
@@ -230,7 +230,7 @@ def open_family(
     prompts: Sequence[str] = (),
     dtype: torch.dtype = torch.bfloat16,
 ) -> Family:
-    """A family that is ready to run: every part on its device in `dtype` (the text encoder in its own), transformers as
+    """A family that is ready to run: every part on its device in `dtype` (the text encoder in bf16), transformers as
     `how` says. `prompts` are encoded at once, before anything else is loaded; others are when they come.
 
     Raises ValueError for damaged files.

@@ -8,10 +8,10 @@ CLI, server and benchmarks assemble nothing themselves: they call `Pipeline.sess
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,78 +19,45 @@ from torch import Tensor
 
 from arvid import spec
 from arvid.caches.policies import POLICIES, remember
+from arvid.caches.policy import Policy
 from arvid.caches.positions import POSITIONS
 from arvid.models.family import Card, load_autoencoder, load_transformer, read_card
 from arvid.models.placement import Placement, bare
 from arvid.models.tae import SPACE_STRIDE, TIME_STRIDE
 from arvid.models.text import TextEncoder
 from arvid.models.wan.transformer import CausalWan
+from arvid.request import Request as Request
 from arvid.rewards.frame import FrameReward
 from arvid.rewards.judges import judges_of
-from arvid.rollout.flow import FlowWalker
+from arvid.rollout.devices import settled
+from arvid.rollout.flow import TOGETHER, FlowWalker
 from arvid.rollout.guard import GUARDS, Guard, Off
 from arvid.rollout.judging import Routing, chooser
 from arvid.rollout.reach import Reach
 from arvid.rollout.replay import Timed
-from arvid.rollout.routers import ROUTERS, Draft, Target
+from arvid.rollout.routers import ROUTERS, Target
 from arvid.rollout.session import KEPT, Crew, JudgeOf, Session, Wire
 from arvid.rollout.specs import FRAME, Spec
 from arvid.rollout.speculate import Speculator
 from arvid.rollout.stage import Clock, Stage
 from arvid.rollout.state import Snapshot
 from arvid.rollout.steered import Hands, Steered
-from arvid.rollout.timeline import Change, Director, Entry, place, spread, whole
+from arvid.rollout.timeline import FLUSH, Change, Director, place, spread, whole
 from arvid.samplers.grids import SHIFT, few_step
-from arvid.samplers.noise import SeededNoise
+from arvid.samplers.noise import NOISES
 from arvid.samplers.plans import sequential, validate
 from arvid.samplers.steps import STEPS
 from arvid.samplers.timetable import Timetable
-from arvid.types import Act, Block, BlockReward, Decoder, Denoiser, Listener, Plan, Reward
+from arvid.types import Act, Block, BlockReward, Decoder, Denoiser, Listener, Noise, Past, Plan, Reward, Span
 from arvid.worlds import stories
 
 EMBEDDED = Path(__file__).parent / "weights" / "embedded"
 """The family that ships with the package."""
 POSITIONS_AS_TRAINED = "absolute"
+SELDOM = ("timeline", "guard", "positions", "noise")
+"""Fields of a request that reports name where they were asked for."""
 WAITING = 4
 """Training lengths of decided frames that may wait for a past that cannot say which of them it will need."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked for: a prompt, how many seconds are made, a seed, and how to make them. `router`, `past`,
-    `positions` and `guard` are spec strings (empty: the family's own, as in training, none); `size` is (width, height)
-    in pixels (None: the family's own); `timeline` says what the video shows later, and what it begins with where
-    `prompt` is empty."""
-
-    prompt: str
-    seconds: float = 5.0
-    seed: int = 0
-    router: str = ""
-    past: str = ""
-    size: tuple[int, int] | None = None
-    timeline: tuple[Entry, ...] = ()
-    guard: str = ""
-    positions: str = ""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for fields that are something else than they should be."""
-        texts = (self.prompt, self.router, self.past, self.guard, self.positions)
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"prompt, router, past, guard and positions are text; got {texts}")
-        if isinstance(self.seconds, bool) or not isinstance(self.seconds, (int, float)):
-            raise ValueError(f"seconds={self.seconds!r}; give a number, like 5.0")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed={self.seed!r}; give a whole number of at least 0")
-        if self.size is not None and not _is_size(self.size):
-            raise ValueError(f"size={self.size!r}; give two whole numbers (width, height)")
-        if not all(isinstance(entry, Entry) for entry in self.timeline):
-            raise ValueError("the timeline holds something that is no entry; make them by arvid.Entry(at, prompt, how)")
-
-    @classmethod
-    def of(cls, plain: Mapping[str, Any]) -> Request:
-        """The request that `asdict` made plain."""
-        size = None if plain["size"] is None else (int(plain["size"][0]), int(plain["size"][1]))
-        return cls(**{**plain, "size": size, "timeline": tuple(Entry(**entry) for entry in plain["timeline"])})
 
 
 @runtime_checkable
@@ -146,9 +113,8 @@ def load(directory: Path | str = EMBEDDED, device: str = "cpu") -> Family:
     reward = FrameReward.load(directory / "reward", text.encode).to(where) if "reward" in card.parts else None
     codec = load_autoencoder(directory, card, where)
     return Family(
-        card, load_transformer(directory, card, "target", where), drafter,
-        codec, text, reward, where, judges_of(directory, codec.encode, where),
-        stories.acts if card.world == "shapes" else whole,
+        card, load_transformer(directory, card, "target", where), drafter, codec, text, reward, where,
+        judges_of(directory, codec.encode, where), stories.acts if card.world == "shapes" else whole,
     )  # fmt: skip
 
 
@@ -173,27 +139,38 @@ class Pipeline:
             )
         if not 0 < request.seconds <= 86400:
             raise ValueError(f"{request.seconds} seconds asked for; give more than 0 and at most 86400 (a day)")
-        spec.build(request.past or card.past, POLICIES, "past")
-        spec.build(request.positions or POSITIONS_AS_TRAINED, POSITIONS, "positions")
-        spec.build(request.guard or "off", GUARDS, "guard")
         router = self._router(request)
+        spec.build(request.guard or "off", GUARDS, "guard").check_router(router)
+        self._noise(request)
         sigmas = self._levels(router.steps)
         router.check_repair(len(sigmas) - 1)
         first, frames = self._opening(router), self.latent_frames(request.seconds, given)
         plan = sequential(frames, card.block, sigmas, first, router.ahead)
         if given:
             known = sequential(given, card.block, sigmas)
-            plan = known + tuple(
-                replace(
-                    move,
-                    index=move.index + len(known),
-                    span=replace(move.span, start=move.span.start + given, stop=move.span.stop + given),
-                )
-                for move in plan
-            )
+            moved = ((move, Span(move.span.start + given, move.span.stop + given)) for move in plan)
+            plan = known + tuple(replace(move, index=move.index + len(known), span=span) for move, span in moved)
             validate(plan)
-        self.changes(request, plan, given)
+        script = self.changes(request, plan, given)
+        # The past of a model that the router never asks is not written while few blocks wait for it.
+        few = plan[-1].span.start <= WAITING * card.trained_frames and all(change.how != FLUSH for change in script)
+        asked = (self.family.target, router.asks_target), (self.family.drafter, not isinstance(router, Target))
+        self._past(request, [model for model, always in asked if model is not None and (always or not few)])
         return router, plan
+
+    @staticmethod
+    def _noise(request: Request) -> Callable[[int], Noise]:
+        return spec.build(request.noise or "white", NOISES, "noise")
+
+    def _past(self, request: Request, writers: Sequence[Denoiser]) -> tuple[Policy, Past]:
+        """A policy and an empty past under it. Raises ValueError where they or the positions cannot be, and for files
+        of the policy that do not fit the `writers` of such a past."""
+        policy = spec.build(request.past or self.family.card.past, POLICIES, "past")
+        positions = spec.build(request.positions or POSITIONS_AS_TRAINED, POSITIONS, "positions")
+        for model in map(bare, writers):
+            if isinstance(model, CausalWan):
+                policy.check_files(model.config.num_layers, model.config.num_heads, model.config.dim)
+        return policy, remember(policy, self.family.card.block, positions)
 
     def _levels(self, steps: int) -> tuple[float, ...]:
         """The levels of a walk of so many passes; 0: the family's own."""
@@ -280,13 +257,13 @@ class Pipeline:
         self, request: Request, listeners: tuple[Listener, ...] = (), given: Tensor | None = None, keep: int = KEPT
     ) -> Session:
         """A video in the making, block by block and open to directions. It begins with the latents `given` (see
-        `encode`), whose blocks are the first to come, and `keep` blocks can be taken back at once.
-
-        Raises ValueError when the request cannot be met.
-        """
-        family, clock, wire, card = self.family, Clock(), Wire(listeners), self.family.card
+        `encode`; on any device), whose blocks are the first to come, and `keep` blocks can be taken back at once.
+        Raises ValueError when the request cannot be met."""
+        family, wire, card = self.family, Wire(listeners), self.family.card
+        clock = Clock(settled((family.target, family.drafter, family.decoder, family.reward)))
         if given is not None and (given.shape[0] != 1 or tuple(given.shape[2:]) != self.latent_shape):
             raise ValueError(f"given latents {list(given.shape)}; expected [1, T, {str(self.latent_shape)[1:-1]}]")
+        given = None if given is None else given.to(family.device, torch.float32)
         frames = 0 if given is None else given.shape[1]
         router, plan = self.check(request, frames)
         director = Director(self.changes(request, plan, frames), self._embedded, card.block)
@@ -296,7 +273,8 @@ class Pipeline:
         limits = spec.build(request.guard or "off", GUARDS, "guard")
         if not isinstance(limits, Off):
             judge = Guard(judge, limits, steered.order, wire.on, clock)
-        crew = Crew(steered, judge, director, Stage(family.decoder, clock, (wire,)), SeededNoise, wire)
+        stage = Stage(family.decoder, clock, (wire,))
+        crew = Crew(steered, judge, director, stage, self._noise(request), wire)
         return Session(plan, crew, request.seed, {**asdict(request), "model": card.name}, keep)
 
     def resume(self, snapshot: Snapshot, listeners: tuple[Listener, ...] = (), keep: int = KEPT) -> Session:
@@ -331,27 +309,22 @@ class Pipeline:
             temperature=router.temperature,
         )  # fmt: skip
         routed = Speculator(router, *common)
-        alone = routed if isinstance(router, Draft) else Speculator(always, *common)
-        policy = spec.build(request.past or card.past, POLICIES, "past")
-        waits = 0 if policy.whole else WAITING * card.trained_frames
+        alone = Speculator(always, *common) if router.asks_target else routed
+        waits = WAITING * card.trained_frames if target.past.listens else 0
         walkers = (target, *([drafter] if drafter else []))
         return Hands(routed, alone, walkers, router.commit_level, waits, self._opening(router))
 
     def _walker(self, name: str, denoiser: Denoiser, request: Request, clock: Clock) -> FlowWalker:
         card = self.family.card
-        policy = spec.build(request.past or card.past, POLICIES, "past")
-        positions = spec.build(request.positions or POSITIONS_AS_TRAINED, POSITIONS, "positions")
-        past = remember(policy, card.block, positions)
+        policy, past = self._past(request, ())
         model = bare(denoiser)
-        layers = model.config.num_layers if isinstance(model, CausalWan) else 0
-        reach = Reach(policy, layers) if layers and policy.whole else None
+        reach = Reach(policy, model.config.num_layers) if isinstance(model, CausalWan) and policy.whole else None
         if not isinstance(card.steps, int):
             denoiser = Timed(denoiser, card.steps.timesteps, Timetable(card.steps.shift))
         # On a GPU a pass of a large model is bound by its arithmetic, a mask costs it the fastest attention, and the
         # keys of many blocks at once cost it more memory than all the rest of a run.
-        if self.family.device.type != "cpu":
-            return FlowWalker(name, denoiser, past, STEPS[card.step], clock, reach, together=1)
-        return FlowWalker(name, denoiser, past, STEPS[card.step], clock, reach, riding=True)
+        small = self.family.device.type == "cpu"
+        return FlowWalker(name, denoiser, past, STEPS[card.step], clock, reach, small, TOGETHER if small else 1)
 
     def generate(self, request: Request, listeners: tuple[Listener, ...] = ()) -> Result:
         """A whole video: the stream, consumed."""
@@ -360,10 +333,6 @@ class Pipeline:
         seconds = time.perf_counter() - begin
         frames = torch.cat([block.frames_BTCHW for block in blocks], 1)
         return Result(frames, torch.cat([block.latents_BTCHW for block in blocks], 1), blocks, seconds)
-
-
-def _is_size(size: object) -> bool:
-    return isinstance(size, tuple) and len(size) == 2 and all(isinstance(side, int) for side in size)
 
 
 def shift_of(card: Card) -> float:
@@ -387,10 +356,10 @@ def describe(block: Block) -> dict[str, object]:
 
 
 def described(request: Request, card: Card) -> dict[str, object]:
-    """A request and the card's defaults as plain data for reports; timeline, guard and positions where asked for."""
+    """A request and the card's defaults as plain data for reports; what is listed in SELDOM where asked for."""
     told = {**asdict(request), "router": request.router or card.router, "past": request.past or card.past,
             "size": list(request.size or card.size), "model": card.name}  # fmt: skip
-    return {name: value for name, value in told.items() if value or name not in ("timeline", "guard", "positions")}
+    return {name: value for name, value in told.items() if value or name not in SELDOM}
 
 
 def _frames(latent_frames: int) -> int:

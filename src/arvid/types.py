@@ -212,8 +212,8 @@ class Past(Protocol):
         """What the blocks from `start` on are to show, by name, for a past that keeps identities."""
         ...
 
-    def cut(self, start: int) -> None:
-        """For the block at `start` alone the past stands much further back in time (no block below 0)."""
+    def cut(self, starts: frozenset[int]) -> None:
+        """For the blocks that begin at `starts` alone, and for no others, the past stands much further back in time."""
         ...
 
     def snapshot(self) -> Any:
@@ -230,8 +230,14 @@ class Past(Protocol):
         ...
 
     @property
-    def joint(self) -> bool:
-        """Whether several blocks in one pass read exactly what each would read alone."""
+    def listens(self) -> bool:
+        """Whether a commit takes more than keys and values: what the passes over the last view of the span told that
+        view (queries, levels). Then only what these very passes brought can be committed."""
+        ...
+
+    def together(self, span: Span) -> bool:
+        """Whether the blocks of `span` stand in one pass where each would stand alone. Each then reads exactly what it
+        would read alone, unless the past listens: such a one chooses for all of them at once."""
         ...
 
 
@@ -304,15 +310,15 @@ class BlockReward(Protocol):
 @dataclass(frozen=True, eq=False)
 class Proposal:
     """A candidate for a block: the clean latents, the latents at every level of the walk (trajectory[i] is at
-    sigmas[i]), who made it, how many passes it took, and the memory of its last pass at level `memory_sigma`. One that
-    was sent back carries the `verdict` that says so; one that `opens` a scene has nothing of what was before in it."""
+    sigmas[i]), who made it, how many passes it took, and the memory of its last pass (empty: there is none that the
+    past of who made it can commit). One that was sent back carries the `verdict` that says so; one that `opens` a scene
+    has nothing of what was before in it."""
 
     block_BTCHW: Tensor
     trajectory: tuple[Tensor, ...] = ()
     source: str = "target"
     passes: int = 0
     memory: Memory = ()
-    memory_sigma: float = 0.0
     verdict: Verdict | None = None
     opens: bool = False
 
@@ -366,5 +372,12 @@ class Listener(Protocol):
     """Watches a rollout."""
 
     def on(self, event: str, payload: dict[str, Any]) -> None:
-        """`event` is begun, rejected or done; payload names the block and the numbers."""
+        """An event and what its payload holds; in the order in which those of a block come:
+
+        - begun: block. Everything up to the next one is about this block.
+        - changed (a change of the prompt is applied): block, prompt, how, live.
+        - guard (a guard has looked at a candidate): block, decision, worst, and the numbers by name.
+        - rejected (a candidate is sent back): source, score, decision.
+        - done: block, source, score, frames_BTCHW.
+        """
         ...

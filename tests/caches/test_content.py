@@ -357,7 +357,8 @@ def test_a_level_that_is_new_begins_with_the_nearest_past() -> None:
 def test_a_cut_holds_at_every_level() -> None:
     past = LevelStore(lambda: Store(Full(), BLOCK))
     advance(past, 0, 2)
-    past.cut(6)
+    past.cut(frozenset({6}))
+    assert not past.together(Span(3, 9)) and past.together(Span(9, 15))
     assert past.view(Span(6, 9)).places((6, 7, 8)).own == (48, 49, 50)
     assert past.view(Span(9, 12)).places((9, 10, 11)).own == (9, 10, 11)
 

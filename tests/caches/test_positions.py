@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from arvid.caches.policies import POLICIES
+from arvid.caches.policies import POLICIES, remember
 from arvid.caches.positions import POSITIONS, Absolute, Cyclic, Decay, Flex, Relative, Rephased
 from arvid.caches.store import Store
 from arvid.layers.attention import attend
@@ -19,6 +19,7 @@ from arvid.layers.rope import angles, angles_at, axis_pairs, rotate, turning_rat
 from arvid.models.wan.transformer import Ask, Reading
 from arvid.spec import build
 from arvid.types import Places, Positions, Span, Stretch
+from oracles.asking import advance, asks, memory
 from oracles.tiny_rollout import GRID, roll
 
 BLOCK, HEADS, SIZE, ROWS, COLUMNS = 3, 2, 12, 2, 3
@@ -179,6 +180,63 @@ def test_thirty_three_neighbours_never_share_a_cyclic_place() -> None:
         assert sorted(places.past + places.own) == list(range(33))
 
 
+BOUNDED = {
+    "window:frames=6": 6, "sink:frames=6,sink=0": 6, "headwise:frames=6,sink=0,recent=2": 6,
+    "coarse:frames=6,fine=3": 15, "coarse:frames=4,fine=2,side=1": 4,
+}  # fmt: skip
+"""Policies that forget all old frames, and how far back the oldest one they read begins."""
+ENDLESS = [
+    "full", "window:frames=6,sink=2", "sink:frames=6,sink=2", "random:frames=6,recent=3",
+    "headwise:frames=6,sink=1,recent=2", "route:frames=5,recent=3,archive=7", "bank:frames=6,sink=1,recent=3",
+]  # fmt: skip
+
+
+def crowded(policy: str, period: int, blocks: int = 40) -> int:
+    """Frames that a layer found at the place of another one, or of the block, whatever the spec promises."""
+    past, found = Store(build(policy, POLICIES, "past"), BLOCK, Cyclic(period)), 0
+    for start in range(0, blocks * BLOCK, BLOCK):
+        view, own = past.view(Span(start, start + BLOCK)), [(start + i) % period for i in range(BLOCK)]
+        for layer, ask in enumerate(asks(start, memory(start))):
+            if view.read(layer, ask) is None:
+                continue
+            stood = ask.stood[-1]
+            # Tokens of one frame share its place, and here frames stand in the order of time in every piece.
+            times = stood.tolist() if stood.ndim == 1 else stood[:, 0].unique_consecutive().tolist()
+            found += len(times) + BLOCK - len({*times, *own})
+        advance(past, start, 1)
+    return found
+
+
+@pytest.mark.parametrize("policy", BOUNDED)
+def test_a_cycle_is_long_enough_for_what_may_be_read_and_no_longer(policy: str) -> None:
+    reach = BOUNDED[policy]
+    remember(build(policy, POLICIES, "past"), BLOCK, Cyclic(reach + BLOCK))
+    assert crowded(policy, reach + BLOCK) == 0
+    with pytest.raises(ValueError, match=rf"^{reach} frames of the past .* cycle of {reach + BLOCK - 1}; .*window"):
+        remember(build(policy, POLICIES, "past"), BLOCK, Cyclic(reach + BLOCK - 1))
+    assert crowded(policy, reach + BLOCK - 1) > 0
+
+
+@pytest.mark.parametrize("policy", ENDLESS)
+def test_frames_that_are_never_dropped_have_no_cycle(policy: str) -> None:
+    for period in (3, 12, 33):
+        assert crowded(policy, period) > 0
+        with pytest.raises(ValueError, match=f"^any number of frames .* cycle of {period}; take a window"):
+            remember(build(policy, POLICIES, "past"), BLOCK, Cyclic(period))
+
+
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name not in ("coarse", "window", "sink")])
+def test_no_other_policy_has_a_cycle_unless_it_says_how_far_it_reads(policy: str) -> None:
+    with pytest.raises(ValueError, match="share places in a cycle of 1000"):
+        remember(build(policy, POLICIES, "past"), BLOCK, Cyclic(1000))
+
+
+def test_the_ring_of_ca2_vdm_is_as_published() -> None:
+    """25 frames of the past in a cycle of 33 (2411.16375), for 200 blocks."""
+    remember(build("window:frames=25", POLICIES, "past"), BLOCK, Cyclic())
+    assert crowded("window:frames=25", 33, 200) == 0
+
+
 def test_a_stretch_of_one_changes_nothing_and_a_longer_one_slows_the_slow() -> None:
     base = turning_rates(22)
     assert torch.equal(turning_rates(22, Stretch(1.0, 21, 1, 4)), base)
@@ -210,7 +268,7 @@ def test_tokens_anywhere_turn_as_whole_frames_do() -> None:
 def test_a_cut_moves_the_past_away_for_one_block() -> None:
     store, blank = Store(build("window:frames=3", POLICIES, "past"), BLOCK, Relative(6)), torch.zeros(1, 12, 1, 12)
     store.commit(Span(30, 33), ((blank, blank),))
-    store.cut(33)
+    store.cut(frozenset({33}))
     assert store.view(Span(33, 36)).places((33, 34, 35)) == Places((0, 1, 2), (45, 46, 47))
     store.commit(Span(33, 36), ((blank, blank),))
     assert store.view(Span(36, 39)).places((36, 37, 38)) == Places((0, 1, 2), (3, 4, 5))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from arvid.caches.full import Full
 from arvid.caches.policies import POLICIES
+from arvid.caches.positions import Rephased
 from arvid.caches.store import Policy, Store
 from arvid.caches.window import Window
 from arvid.spec import build
@@ -178,6 +179,18 @@ def test_bytes_are_what_the_memory_really_holds(together: bool) -> None:
     frames = 5
     assert store.bytes == frames * LAYERS * TOKENS * (2 * 4 + 1) * 4 == sum(storages.values())
     assert Store(Full(), 3).bytes == 0
+
+
+def test_a_cut_holds_for_its_own_block_however_late_it_is_written() -> None:
+    store = filled(Full(), [Span(0, 3)])
+    store.cut(frozenset({3, 9}))
+    own = {start: store.view(Span(start, start + 3)).places(tuple(range(start, start + 3))).own for start in (3, 6, 9)}
+    assert own == {3: (45, 46, 47), 6: (6, 7, 8), 9: (51, 52, 53)}
+    together = [store.together(Span(start, start + 6)) for start in (0, 3, 6, 9, 12)]
+    assert together == [False, False, False, False, True]
+    store.cut(frozenset())
+    assert store.together(Span(0, 12))
+    assert not Store(Full(), 3, Rephased()).together(Span(0, 6))
 
 
 def test_whole_frames_only() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from arvid.cli import doctor
 from arvid.models.placement import Placement
-from arvid.models.planning import GIB, Device, Need, after_text
+from arvid.models.planning import GIB, Device, Need, after_text, ways
 from arvid.models.preparing import How
 
 Type = Callable[..., Any]
@@ -103,7 +104,7 @@ def test_a_run_is_planned_as_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) ->
     """Everything on one device needs 28 + 4 + 3 + 1 + 1 + 2 + 1 and 6 to work with: 46 GB, the text alone 12."""
     alone, two = "cuda", "target=cuda:0,drafter=cuda:0,vae=cuda:1,reward=cuda:1,text=cuda:1"
     assert required(machine(48), alone, How(), monkeypatch) == ""
-    said = required(machine(44), alone, How(), monkeypatch)
+    said = required(machine(44, cpu=40), alone, How(), monkeypatch)
     assert said.startswith("cuda:0 has 44.0 GiB free and 42.8 GiB are needed (target 35.4 GiB, drafter 5.6 GiB")
     assert said.endswith("what fits: transformers in 8 bits, the text encoder leaves (--quantise int8)")
     said = required(machine(44, 24), alone, How(), monkeypatch)
@@ -115,6 +116,41 @@ def test_a_run_is_planned_as_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) ->
     assert required(machine(24, cpu=40), alone, How(offload=("target", "drafter")), monkeypatch) == ""
     assert "cuda:0 has 19.0" in required(machine(19, cpu=40), alone, How(offload=("target",)), monkeypatch)
     assert "cpu has 30.0" in required(machine(24, cpu=30), alone, How(offload=("target", "drafter")), monkeypatch)
+
+
+def asked_by(option: str) -> tuple[str, How]:
+    """Placement and way to run of an option that a remedy names."""
+    word, _, value = option.partition(" ")
+    place = f"target=cuda,{value}" if word == "--place" else "cuda"
+    roles = tuple(value.split(",")) if word == "--offload" else ()
+    return place, How(value if word == "--quantise" else "", roles)
+
+
+@pytest.mark.parametrize("gpu", [18, 24, 28, 32, 36, 44, 48])
+@pytest.mark.parametrize("cpu", [8, 20, 28, 30, 34, 48])
+def test_what_is_recommended_is_what_is_accepted(gpu: float, cpu: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Main memory counts for weights that rest there and for those that are rounded on their way."""
+    here = machine(gpu, cpu=cpu)
+    for way in ways(PAIR, here):
+        said = required(here, *asked_by(way.option), monkeypatch) if "second" not in way.what else "needs another card"
+        assert bool(said) == bool(way.lacking(here)) or way.what == "everything in one place", way.what
+        remedy = re.search(r"what fits: .*?(?: \((--.*)\))?$", said)
+        if remedy:
+            assert required(here, *asked_by(remedy[1] or ""), monkeypatch) == "", said
+        assert "(), " not in said
+
+
+def test_a_gpu_to_get_is_as_large_as_a_run_on_it_needs(arvid: Type, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU writes eight pending blocks in one pass, a GPU one by one: what is recommended does not depend on which of
+    the two this machine has."""
+    said = []
+    for here in (machine(cpu=1), machine(1, cpu=1)):
+        monkeypatch.setattr(doctor, "devices", lambda here=here: here)
+        result = arvid("doctor", "--model", toy, "--seconds", 9, "--size", "1024x1024")
+        said.append(result.output.splitlines()[-1])
+    assert said[0].startswith("does not fit. GPUs that would do, by what must be free: ")
+    assert said[0] == said[1]
+    assert re.search(r"\(transformers in 8 bits, the text encoder leaves, [\d.]+ GiB of main memory\)", said[0])
 
 
 def test_generate_plans_before_it_loads(arvid: Type, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

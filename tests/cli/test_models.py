@@ -39,10 +39,12 @@ def test_inspect_says_what_a_checkpoint_is(arvid: Type, trainer: Path) -> None:
     assert result.exit_code == 0, result.stderr
     said = dict(line.split("  ", 1) for line in result.output.splitlines())
     said = {name.strip(): value.strip() for name, value in said.items()}
-    assert said["family"] == "self-forcing"
+    assert said["family"].startswith("self-forcing or causal-forcing or causal-forcing-framewise or ")
     assert said["layout"] == "original names, from generator_ema"
     assert said["dtype"] == f"float32 ({len(weights())} tensors)"
-    assert said["steps"].startswith("1000, 937.5, 833.333, 625 (shift 5), blocks of 3 latent frames")
+    four = "1000, 937.5, 833.333, 625 (shift 5), blocks of"
+    assert said["steps of self-forcing"].startswith(f"{four} 3 latent frames")
+    assert said["steps of causal-forcing-framewise"].startswith(f"{four} 1 latent frames")
     assert said["licence"].startswith("not said")
     assert said["pairs with"] == "no published model of another size"
 

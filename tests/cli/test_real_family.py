@@ -162,7 +162,7 @@ LAYOUTS = {
     self_forcing: "self-forcing", causvid: "causvid", krea: "krea", longlive: "longlive", diffusers: "self-forcing",
     original: "self-forcing",
 }  # fmt: skip
-UNTOLD = (causvid, diffusers, original)
+UNTOLD = (self_forcing, causvid, diffusers, original)
 """Layouts that do not tell their family."""
 WINDOWS = {"krea": 6}
 """Frames in sight with the block's own; the others see all of a short video."""
@@ -307,6 +307,7 @@ def test_eight_bits_are_close(arvid: Type, pair: tuple[Path, Path]) -> None:
     expected = latents_of(arvid, pair)
     found = latents_of(arvid, pair, "--quantise", "int8")
     assert 0 < (found - expected).norm() < 0.1 * expected.norm()
+    assert torch.equal(latents_of(arvid, pair, "--quantise", "int8", "--offload", "target,drafter"), found)
 
 
 def test_a_killed_run_goes_on(arvid: Type, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -431,6 +432,8 @@ def test_what_is_missing_is_named_with_its_remedy(arvid: Type, state: State, tmp
     (root / "wan_models" / "Wan2.1").mkdir(parents=True)
     path = self_forcing(root, state)
     words = ("generate", PROMPT, "--model", path, "--size", "32x32")
+    refused(arvid(*words), "may be of self-forcing or causal-forcing or")
+    words += ("--family", "self-forcing")
     (root / "wan_models" / "Wan2.1" / "google").rename(root / "google")
     refused(arvid(*words), "no text encoder (--text: models_t5_umt5-xxl-enc-bf16.pth with google/umt5-xxl beside it")
     refused(arvid(*words, "--text", root / "wan_models" / "Wan2.1" / "t5.pth"), "no tokenizer for")
@@ -459,12 +462,24 @@ def test_what_does_not_fit_is_named(arvid: Type, pair: tuple[Path, Path], state:
     refused(arvid(*words, "--model", tmp_path / "any.pt"), "may be of self-forcing or causvid or longlive")
     for options, said in (
         (("--quantise", "int4"), "unknown kind of quantisation 'int4'"),
+        (("--quantise", "fp8-dynamic", "--offload", "target"), "rounded there to fp8-dynamic, which only a GPU can"),
         (("--offload", "vae"), "layers of 'vae' cannot be offloaded"),
         (("--offload", "target", "--compile"), "give --offload or --compile"),
         (("--place", "target=cuda:99"), "target is placed on cuda:99, and torch sees"),
         (("--place", "cook=cpu"), "unknown role 'cook'"),
     ):
         refused(arvid(*words, "--model", pair[0], *options), said)
+
+
+def test_a_device_without_float64_is_refused_before_anything_is_read(
+    arvid: Type, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where torch has it: noise levels and positions become angles in float64."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(arvid_families, "load_wan", None)
+    words = ("generate", PROMPT, "--model", pair[0], *RUN)
+    refused(arvid(*words, "--device", "mps"), "device 'mps' cannot be used here; use cpu, cuda or cuda:NUMBER")
+    refused(arvid(*words, "--place", "vae=mps"), "vae is placed on mps, where no model runs; use cpu, cuda")
 
 
 def test_damaged_and_foreign_files_are_one_line(arvid: Type, state: State, tmp_path: Path) -> None:
@@ -475,9 +490,10 @@ def test_damaged_and_foreign_files_are_one_line(arvid: Type, state: State, tmp_p
     t5 = tmp_path / "root" / "wan_models" / "Wan2.1" / "t5.pth"
     for model, said in ((cut, "damaged"), (path.with_name("code.pt"), "holds code"), (t5, "it is a text encoder")):
         refused(arvid("generate", PROMPT, "--model", model, "--size", "32x32"), said)
+    words = ("generate", PROMPT, "--model", path, "--family", "self-forcing", "--size", "32x32")
     for option, file in (("--text", t5), ("--vae", t5.with_name("vae.pth"))):
         file.write_bytes(file.read_bytes()[:5_000])
-        refused(arvid("generate", PROMPT, "--model", path, "--size", "32x32", option, file), "damaged")
+        refused(arvid(*words, option, file), "damaged")
     assert not Path("video.mp4").exists()
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from arvid.layers.rope import angles, axis_pairs, rotate
+from arvid.layers.rope import angles, angles_at, axis_pairs, rotate
+from oracles.elsewhere import Elsewhere, Far, far
 
 FRAMES, ROWS, COLUMNS = (0, 3, 7), 2, 3
 
@@ -88,3 +92,53 @@ def test_the_table_of_angles_does_not_grow_with_a_rollout() -> None:
     for start in range(200):
         angles((start, start + 1), 1, 1, 12)
     assert angles.cache_info().currsize <= 32
+
+
+@given(
+    st.lists(st.floats(0, 1e5) | st.integers(0, 10**5), min_size=1, max_size=5).map(tuple), st.integers(1, 9),
+    st.integers(1, 9), st.sampled_from([6, 12, 24, 64, 128]),
+)  # fmt: skip
+def test_every_token_turns_bit_for_bit_as_if_it_were_alone(
+    frames: tuple[float, ...], rows: int, columns: int, size: int
+) -> None:
+    places = torch.tensor([[f, r, c] for f in frames for r in range(rows) for c in range(columns)], dtype=torch.float64)
+    alone = []
+    for axis, pairs in enumerate(axis_pairs(size)):
+        rate = 10000.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+        alone.append(places[:, axis, None] * rate)
+    angle_LE = torch.cat(alone, 1)
+    expected = torch.polar(torch.ones_like(angle_LE), angle_LE).to(torch.complex64)
+    assert torch.equal(angles(frames, rows, columns, size), expected)
+    assert torch.equal(angles_at(places, size), expected)
+
+
+class Turned(TorchFunctionMode):
+    """Counts the complex numbers that are made out of angles."""
+
+    count = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.count += made.numel() if func is torch.polar else 0
+        return made
+
+
+def test_no_number_is_made_for_each_token() -> None:
+    """Sines and cosines in float64 are what a table costs: 21 frames of 30 x 52 tokens have 73 places, not 32,760."""
+    with Turned() as turned:
+        table = angles(tuple(range(70001, 70022)), 30, 52, 128)
+    assert table.shape == (21 * 30 * 52, 64)
+    assert turned.count == 21 * 22 + 30 * 21 + 52 * 21
+
+
+def test_rates_are_moved_to_a_device_once() -> None:
+    """Each move makes the host wait for a GPU, and tokens are turned layer by layer."""
+    with Elsewhere() as device:
+        places_L3 = far(torch.rand(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+        first = angles_at(places_L3, 24)
+        moved = device.moved
+        again = angles_at(places_L3, 24)
+    assert isinstance(first, Far) and torch.equal(first, again)
+    assert device.moved == moved

@@ -13,6 +13,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 import arvid.models.beside as beside
 from arvid.models.beside import around, look_in, text_called, vae_called
+from arvid.models.planning import bytes_of, need
 from arvid.models.text import word_tokenizer
 from arvid.models.umt5 import WanTextEncoder
 from arvid.models.wan.vae import WanAutoencoder
@@ -71,6 +72,24 @@ def test_the_tokenizer_lies_where_others_put_it(tmp_path: Path, where: str) -> N
     assert found is not None and found.path.name == "any-name.bin"
     assert found.load(5, torch.device("cpu")).encode(["a red ball"]).shape == (1, 5, 8)
     assert text_called(str(tmp_path / "parts")).config.d_model == 8, "a folder may be named in place of its file"
+
+
+@pytest.mark.parametrize("where", ["text_encoder", "t5.pth"])
+def test_an_encoder_is_as_large_as_it_is_planned_whatever_its_file_holds(tmp_path: Path, where: str) -> None:
+    """Diffusers' folders of Wan hold fp32: 21.2 GiB, of which a plan knows 10.6."""
+    encoder(tmp_path / "text_encoder")
+    original(tmp_path / "t5.pth")
+    tokenizer(tmp_path / "tokenizer")
+    found = text_called(str(tmp_path / where))
+    plan = need("text", lambda: UMT5EncoderModel(found.config), lambda module, ledger: (0, 0), torch.bfloat16)
+    with torch.inference_mode():
+        loaded = found.load(7, torch.device("cpu"))
+        said, plain = loaded.encode(["a red ball"]), WanTextEncoder.load(found.path, 7, found.tokenizer)
+        assert {weight.dtype for weight in plain.model.parameters()} == {torch.float32}
+        assert bytes_of(loaded.model.parameters()) == plan.weights
+        expected = plain.encode(["a red ball"])
+    assert said.dtype == torch.float32
+    assert 0 < (said - expected).norm() < 0.02 * expected.norm()
 
 
 def test_the_first_encoder_and_wans_own_autoencoder(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from arvid.models.checkpoints.writing import convert
 from arvid.models.lora import Lora
 from arvid.models.wan.presets import WAN_1_3B, WAN_14B
 from arvid.models.wan.transformer import CausalWan, WanConfig
+from arvid.samplers.timetable import Timetable
 from oracles.dense_wan import CFG, shapes, weights
 
 State = dict[str, Tensor]
@@ -167,6 +168,14 @@ def longlive(folder: Path, state: State) -> Path:
     return folder
 
 
+def with_a_style(folder: Path, state: State) -> Path:
+    """A trainer's base, and an adapter that somebody else trained on it: peft's naming, in no trainer's dictionary."""
+    pairs, base = adapter(state)
+    torch.save({"generator": prefixed(base, "model.")}, folder / "one.pt")
+    save_file(peft(pairs), folder / "style.safetensors")
+    return folder
+
+
 def wrapped_by_peft(folder: Path, state: State) -> Path:
     pairs, base = adapter(state)
     found = {}
@@ -177,16 +186,20 @@ def wrapped_by_peft(folder: Path, state: State) -> Path:
     return folder
 
 
+CAUSAL_FORCING = (
+    "causal-forcing", "causal-forcing-framewise", "causal-forcing-framewise-2", "causal-forcing-framewise-1"
+)  # fmt: skip
 FORMS: dict[Callable[[Path, State], Path], tuple[str, ...]] = {
     original: ("wan-2.1",),
-    trainer: ("self-forcing",),
-    causvid: ("self-forcing", "causvid", "longlive"),
+    trainer: ("self-forcing", *CAUSAL_FORCING),
+    causvid: ("self-forcing", "causvid", "longlive", *CAUSAL_FORCING),
     krea: ("krea",),
     krea_after_use: ("krea",),
-    krea_split: ("self-forcing", "krea", "causvid", "longlive"),
+    krea_split: ("self-forcing", "krea", "causvid", "longlive", *CAUSAL_FORCING),
     diffusers: ("wan-2.1",),
     shards: ("wan-2.1",),
     longlive: ("longlive",),
+    with_a_style: ("self-forcing", "causvid", "longlive", *CAUSAL_FORCING),
     wrapped_by_peft: ("wan-2.1",),
 }
 
@@ -348,6 +361,23 @@ def test_a_file_that_may_be_of_several_families_has_to_be_named(held: State, tmp
     assert open_checkpoint(str(tmp_path / "model.pt"), "causvid", HEADS).family == "causvid"
     with pytest.raises(ValueError, match=r"unknown family 'sora'; known: self-forcing, causvid"):
         open_checkpoint(str(tmp_path / "model.pt"), "sora", HEADS)
+
+
+def test_averaged_weights_do_not_tell_self_forcing_from_causal_forcing(held: State, tmp_path: Path) -> None:
+    """Frame-wise models of the latter would make noise of blocks of three, without a word."""
+    found = open_checkpoint(str(trainer(tmp_path, held)), heads=HEADS)
+    with pytest.raises(ValueError, match="may be of self-forcing or causal-forcing or causal-forcing-framewise or"):
+        _ = found.family
+    facts = {family["name"]: family for family in describe(found)["families"]}  # type: ignore[attr-defined]
+    told = {name: (family["block"], family["timesteps"]) for name, family in facts.items()}
+    four = [1000, 937.5, 833.3333, 625]
+    assert told == {
+        "self-forcing": (3, four), "causal-forcing": (3, four), "causal-forcing-framewise": (1, four),
+        "causal-forcing-framewise-2": (1, [1000, 833.3333]), "causal-forcing-framewise-1": (1, [1000]),
+    }  # fmt: skip
+    for steps, name in ((2, "causal-forcing-framewise-2"), (1, "causal-forcing-framewise-1")):
+        assert told[name][1] == pytest.approx(Timetable(5).warped([1000, 500][:steps]), abs=1e-4)
+        assert facts[name]["router"] == "target:first_steps=4"
 
 
 def test_facts(held: State, tmp_path: Path) -> None:
@@ -538,7 +568,7 @@ def test_the_hub_when_it_is_off(held: State, tmp_path: Path, monkeypatch: pytest
     (folder / "refs" / "main").write_text("abc")
     torch.save({"generator_ema": prefixed(held, "model.")}, snapshot / "checkpoints" / "x.pt")
     for name in ("owner/model", "owner/model/checkpoints/x.pt", "owner/model/checkpoints"):
-        assert open_checkpoint(name, heads=HEADS).family == "self-forcing"
+        assert open_checkpoint(name, heads=HEADS).part.key == "generator_ema/"
     with pytest.raises(ValueError, match=r"has no y.pt"):
         open_checkpoint("owner/model/y.pt")
 

@@ -16,7 +16,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from arvid.cli.needs import Ask, needs_of, parts_of
-from arvid.models.planning import GIB, META, Device, Ledger, Need, build, by_layers, bytes_of, most, need, refuse, ways
+from arvid.models.planning import (
+    GIB,
+    META,
+    Device,
+    Ledger,
+    Need,
+    Way,
+    build,
+    by_layers,
+    bytes_of,
+    most,
+    need,
+    refuse,
+    ways,
+)
 
 WITHIN = 0.10
 
@@ -174,7 +188,8 @@ def test_the_plainest_way_that_fits_is_found(gpus: tuple[int, ...], first: str |
 
 
 def test_an_impossible_run_is_refused_with_its_numbers() -> None:
-    everything = {part.role: "cuda:0" for part in needs()}
+    place = {part.role: "cuda:0" for part in needs()}
+    everything = Way("as asked", place, most(needs(), place))
     refuse(needs(), machine(80), everything)
     with pytest.raises(ValueError) as found:
         refuse(needs(), machine(52), everything)

@@ -76,6 +76,10 @@ def test_what_is_changed_on_its_way_is_read_to_the_cpu() -> None:
         (lambda: How("int4"), "'int4'; known: int8, int8-dynamic, fp8, fp8-dynamic"),
         (lambda: How(offload=("reward",)), "layers of 'reward' cannot be offloaded; known: target, drafter"),
         (lambda: How(offload=("drafter",), compiled=True), "layers of drafter shall rest on the CPU and be compiled"),
+        (
+            lambda: How("fp8-dynamic", ("target",)),
+            "rounded there to fp8-dynamic, which only a GPU can: give --quantise fp8",
+        ),
     ],
 )
 def test_what_does_not_go_together(made: Callable[[], How], said: str) -> None:

@@ -89,6 +89,32 @@ def test_compiled_blocks_give_the_same_flow() -> None:
     torch.testing.assert_close(flow(compiled), flow(plain), rtol=1e-5, atol=1e-5)
 
 
+def test_every_pass_of_target_and_drafter_finds_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other numbers of frames and of videos, target and drafter: more graphs than torch was told to make, each of a
+    whole part; behind our own limit a pass is not compiled, and the video goes on."""
+    torch._dynamo.reset()
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, given: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda part, mode, **options: real(part, backend=backend, **options))
+    plain = [tiny(layers=2), tiny(width=24, layers=1)]
+    with torch._dynamo.config.patch(cache_size_limit=2):
+        compiled = copy.deepcopy(plain)
+        assert [compile_blocks(one) for one in compiled] == [4, 2]
+        for size in [(1, 1), (1, 3), (2, 3)]:
+            for one, other in zip(compiled, plain, strict=True):
+                torch.testing.assert_close(flow(one, size=size), flow(other, size=size))
+        assert len(graphs) == 2 * 3 * 2, "the layers of a model share one"
+        torch._dynamo.config.cache_size_limit = 1
+        torch.testing.assert_close(flow(compiled[0], size=(1, 5)), flow(plain[0], size=(1, 5)))
+        assert len(graphs) == 12
+    torch._dynamo.reset()
+
+
 BOUNDS = {"int8": 0.03, "int8-dynamic": 0.06, "fp8": 0.12}
 """Relative errors of the flow: a weight is off by 1/254 of the largest of its row (int8), 1/16 of itself (fp8)."""
 
@@ -146,6 +172,7 @@ def test_a_placement_is_written_by_role() -> None:
         ("vae=gpu", "vae is placed on 'gpu', which is no device; use cpu, cuda or cuda:NUMBER, like vae=cuda:0"),
         ("vae=", "vae is placed on '', which is no device"),
         ("cuda:64", "target is placed on cuda:64, and torch sees"),
+        ("vae=mps", "vae is placed on mps, where no model runs; use cpu, cuda or cuda:NUMBER"),
     ],
 )
 def test_a_wrong_placement_says_so_in_one_line(text: str, told: str) -> None:
@@ -197,6 +224,21 @@ def test_tensors_cross_to_the_model_and_back() -> None:
     assert made[0].memory[0][0].device == CPU, "keys stay with the model"
     assert seen[0][2] is seen[1][2], "a model knows a prompt again by the object"
     assert seen[0][2] is not seen[2][2]
+
+
+def test_a_state_that_was_read_at_home_goes_on_where_the_decoder_is() -> None:
+    """`--resume` reads all states to one device; the meta device stands for another."""
+
+    class Model:
+        def decode(self, z: Tensor, state: Any = None) -> Any:
+            return z, tuple(held + 1 for held in state or (z,))
+
+    chosen = PlacedDecoder(Model(), META)
+    z = torch.randn(1, 3, 4, 8, 8)
+    _, state = chosen.decode(z)
+    assert [held.device for held in state] == [META]
+    read = tuple(torch.zeros(held.shape) for held in state)
+    assert [held.device for held in chosen.decode(z, read)[1]] == [META]
 
 
 def test_frames_and_latents_cross_to_decoder_and_judges() -> None:

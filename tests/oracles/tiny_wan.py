@@ -37,15 +37,15 @@ def model(dtype: torch.dtype = torch.float32, width: int = CFG["dim"], layers: i
     return made.to(dtype).eval().requires_grad_(False)
 
 
-def asked() -> tuple[Tensor, Tensor, Condition]:
-    """Latents, levels and condition of the block."""
+def asked(size: tuple[int, int] = (1, 3)) -> tuple[Tensor, Tensor, Condition]:
+    """Latents, levels and condition of a block of so many (videos, frames)."""
     draw = torch.Generator().manual_seed(1)
-    text = torch.randn(1, CFG["text_len"], CFG["text_dim"], generator=draw)
-    return torch.randn(1, 3, CFG["in_dim"], 8, 8, generator=draw), torch.full((1, 3), 0.6), Condition("words", text)
+    text = torch.randn(size[0], CFG["text_len"], CFG["text_dim"], generator=draw)
+    return torch.randn(*size, CFG["in_dim"], 8, 8, generator=draw), torch.full(size, 0.6), Condition("words", text)
 
 
 @torch.no_grad()
-def flow(made: CausalWan, condition: Condition | None = None) -> Tensor:
-    """The flow of the block, under another condition if one is given."""
-    z, sigma, own = asked()
-    return made(z, sigma, condition or own, Nothing(), SPAN).flow_BTCHW
+def flow(made: CausalWan, condition: Condition | None = None, size: tuple[int, int] = (1, 3)) -> Tensor:
+    """The flow of a block of so many (videos, frames), under another condition if one is given."""
+    z, sigma, own = asked(size)
+    return made(z, sigma, condition or own, Nothing(), Span(0, size[1])).flow_BTCHW

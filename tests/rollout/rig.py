@@ -7,12 +7,14 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from arvid.caches.full import Full
-from arvid.caches.store import Policy, Store
+from arvid.caches.policies import POLICIES, remember
+from arvid.caches.policy import Policy
 from arvid.models.tae import TAEConfig, TinyAutoencoder
 from arvid.models.wan.transformer import CausalWan, WanConfig
 from arvid.rollout.flow import FlowWalker
@@ -28,7 +30,7 @@ from arvid.samplers.noise import SeededNoise
 from arvid.samplers.plans import sequential
 from arvid.samplers.steps import STEPS
 from arvid.spec import build
-from arvid.types import Block, BlockReward, Condition, DecoderState, Estimate, Memory, Noise, Span, View
+from arvid.types import Block, BlockReward, Condition, DecoderState, Estimate, Memory, Noise, Past, Span, View
 
 BLOCK, CHANNELS, SIDE, STEPS_EACH, FRAMES = 2, 4, 4, 3, 9
 SIGMAS = few_step(STEPS_EACH)
@@ -117,7 +119,7 @@ class Run:
         spec, clock = build(text, ROUTERS, "router"), Clock(now)
         self.target, self.drafter = Watched(model(2, 2, 0)), Watched(model(1, 1, 5))
         self.decoder = CountedDecoder(autoencoder())
-        self.pasts = Store(past, BLOCK), Store(past, BLOCK)
+        self.pasts = remember(past, BLOCK), remember(past, BLOCK)
         self.stage = Stage(self.decoder, clock)
         self.noise = WatchedNoise(noise or SeededNoise(3))
         self.walkers = tuple(
@@ -175,6 +177,48 @@ class Run:
 @cache
 def run(text: str, step: str = "renoise") -> Run:
     return Run(text, step)
+
+
+LISTENING = [
+    "pack:frames=4,sink=0,recent=3",
+    "deep:frames=4,sink=1,recent=2",
+    "coarse:frames=4,fine=2",
+    "headwise:frames=4,sink=1,recent=1,segments=2",
+    "neighbour:frames=4,sink=1,ratio=2",
+]
+"""Pasts that take down what a pass tells its view, each small enough to have dropped something in a run."""
+
+
+def written(model: CausalWan, blocks: list[Tensor], past: Past, start: int = 0) -> Past:
+    """A past behind clean passes over blocks that begin at `start`, one pass each."""
+    with torch.no_grad():
+        for z_BTCHW in blocks:
+            span = Span(start, start + z_BTCHW.shape[1])
+            view = past.view(span)
+            past.commit(span, model(z_BTCHW, torch.zeros(z_BTCHW.shape[:2]), CONDITION, view, span).memory)
+            start = span.stop
+    return past
+
+
+def fresh(text: str) -> Past:
+    """An empty past by the name of its policy."""
+    return remember(build(text, POLICIES, "past"), BLOCK)
+
+
+def assert_alike(ours: Any, theirs: Any) -> None:
+    """Two snapshots of pasts hold the same, to rounding."""
+    assert type(ours) is type(theirs)
+    if isinstance(ours, Tensor):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            assert_alike(value, theirs[key])
+    elif isinstance(ours, tuple):
+        for one, other in zip(ours, theirs, strict=True):
+            assert_alike(one, other)
+    else:
+        assert ours == theirs
 
 
 def same(one: Run, other: Run) -> bool:

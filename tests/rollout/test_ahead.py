@@ -7,12 +7,28 @@ import torch
 from torch import Tensor
 
 from arvid.caches.full import Full
+from arvid.caches.policies import POLICIES
 from arvid.caches.store import Policy, Store
 from arvid.caches.window import Window
 from arvid.pipeline import Pipeline, Request
 from arvid.samplers.noise import INITIAL, REFINE, TURN, Antiphase, InTurn, SeededNoise
+from arvid.spec import build
 from arvid.types import Memory, Span
-from rollout.rig import BLOCK, BLOCKS, CONDITION, SHAPE, STEPS_EACH, Run, autoencoder, run, same
+from rollout.rig import (
+    BLOCK,
+    BLOCKS,
+    CONDITION,
+    LISTENING,
+    SHAPE,
+    STEPS_EACH,
+    Run,
+    assert_alike,
+    autoencoder,
+    fresh,
+    run,
+    same,
+    written,
+)
 
 AHEAD = 2
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -127,6 +143,28 @@ def test_a_draft_leaves_no_trace_in_any_past(text: str) -> None:
             for ours_piece, other in zip(past.snapshot().values(), fresh.snapshot().values(), strict=True):
                 for pair, expected in zip(ours_piece, other, strict=True):
                     torch.testing.assert_close(pair, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("past", LISTENING)
+@pytest.mark.parametrize("router", ["target", "first", "reward:tau=inf"])
+def test_a_past_that_listens_has_a_clean_pass_over_what_was_made_in_turn(router: str, past: str) -> None:
+    """It has heard a walk over each block of a move, and none over the move; of the target's first block it has."""
+    policy = build(past, POLICIES, "past")
+    ours = Run(ahead(f"{router}{',' if ':' in router else ':'}commit=last"), "euler", past=policy)
+    made = [block.latents_BTCHW for block in ours.blocks]
+    ours.remembered()
+    if router == "first":
+        theirs, model = written(ours.drafter.inner, made[:1], fresh(past)), ours.drafter.inner
+    else:
+        theirs, model = Run("target:commit=last", "euler", BLOCK, past=policy).pasts[0], ours.target.inner
+    assert_alike(ours.pasts[router == "first"].snapshot(), written(model, made[1:], theirs, BLOCK).snapshot())
+
+
+@pytest.mark.parametrize(("router", "maker"), [("target", "target"), ("draft", "drafter")])
+def test_a_past_of_whole_frames_keeps_what_was_made_in_turn(router: str, maker: str) -> None:
+    """No pass but those over the blocks of a move that others of it go on from."""
+    ours = Run(ahead(f"{router}:commit=last"), "euler")
+    assert ours.passes(f"{maker}_commit") == [-(-len(block.move.span) // BLOCK) - 1 for block in ours.blocks]
 
 
 def test_a_move_is_judged_and_mended_as_one() -> None:

@@ -8,13 +8,28 @@ import pytest
 import torch
 from torch import Tensor
 
+from arvid.caches.policies import POLICIES
 from arvid.pipeline import Pipeline, Request
 from arvid.rollout.judging import chooser
 from arvid.rollout.stage import Clock
 from arvid.rollout.timeline import Entry
 from arvid.samplers.noise import CANDIDATE, Antiphase, SeededNoise
+from arvid.spec import build
 from arvid.types import Candidate, Condition
-from rollout.rig import BLOCK, BLOCKS, CONDITION, SHAPE, STEPS_EACH, Run, run, same
+from rollout.rig import (
+    BLOCK,
+    BLOCKS,
+    CONDITION,
+    LISTENING,
+    SHAPE,
+    STEPS_EACH,
+    Run,
+    assert_alike,
+    fresh,
+    run,
+    same,
+    written,
+)
 
 
 class Swapped:
@@ -51,6 +66,18 @@ def test_the_chosen_one_is_what_its_noise_alone_gives(router: str, number: int, 
             for one, other in zip(pair, expected, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     assert best.sources == alone.sources
+
+
+@pytest.mark.parametrize("past", LISTENING)
+@pytest.mark.parametrize("look", [0, 1])
+def test_a_past_that_listens_forgets_the_candidates_that_were_not_chosen(past: str, look: int) -> None:
+    """It has heard all of them, or the chosen one from the middle on: it has a clean pass over that one instead."""
+    policy, text = build(past, POLICIES, "past"), f"target:commit=last,first_best=3,first_look={look}"
+    ours = Run(text, "euler", BLOCK, past=policy, choose=Picked(1))
+    ours.remembered()
+    assert_alike(ours.pasts[0].snapshot(), written(ours.target.inner, [ours.latents], fresh(past)).snapshot())
+    whole = Run(text, "euler", past=policy, choose=Picked(1))
+    assert whole.passes("target_commit") == [0, 1, *[0] * (BLOCKS - 2)], "later blocks are of one walk"
 
 
 def test_the_first_candidate_is_the_block_without_a_choice() -> None:

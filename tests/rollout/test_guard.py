@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from arvid.pipeline import Pipeline, Request
 from arvid.recipes.guard_limits import NUMBERS, looks, measure
 from arvid.rollout.guard import GUARDS, Act, Guard, Limits, Warn
 from arvid.rollout.judging import Routing
-from arvid.rollout.routers import First
+from arvid.rollout.routers import ROUTERS, First
 from arvid.rollout.stage import Clock
 from arvid.rollout.steered import statistics
 from arvid.spec import build
@@ -176,6 +177,20 @@ def test_a_single_frame_can_be_the_anchor() -> None:
     watch.see(1, clip(0)[1:])
     assert watch.last["decision"] == "steady"
     assert "motion" not in watch.last
+
+
+@pytest.mark.parametrize("router", ["target", "first", "reward:tau=0.5", "hold:fps=9", "refine:levels=0.8"])
+def test_a_guard_that_acts_needs_somebody_who_makes_blocks_again(router: str) -> None:
+    build("act", GUARDS, "guard").check_router(build(router, ROUTERS, "router"))
+    drafts = build("draft", ROUTERS, "router")
+    for text in ("off", "warn"):
+        build(text, GUARDS, "guard").check_router(drafts)
+    with pytest.raises(
+        ValueError, match=r"the target make what drifted, and router draft never asks it; use guard warn"
+    ):
+        build("act", GUARDS, "guard").check_router(drafts)
+    with pytest.raises(ValueError, match="router draft never asks it"):
+        Pipeline.embedded().check(Request("a red circle", 1, router="draft", guard="act:colour=0.1"))
 
 
 @pytest.mark.parametrize(

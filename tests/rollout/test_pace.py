@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from arvid.rollout.devices import settled
 from arvid.rollout.judging import Routing
 from arvid.rollout.loop import rollout
 from arvid.rollout.pace import affordable
@@ -149,6 +151,36 @@ def test_what_is_held_follows_the_speed_and_not_the_machine() -> None:
     quicker, rate = held("hold:fps=16", target=0.4)
     assert rate == pytest.approx(16, rel=0.15) or rate > 16
     assert sum(block.source == "target" for block in quicker) > sum(block.source == "target" for block in one[0])
+
+
+def test_on_a_cpu_a_clock_only_looks_at_the_time() -> None:
+    assert settled((torch.nn.Linear(1, 1), None)) is time.perf_counter
+
+
+def test_work_that_is_only_begun_counts_where_it_was_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two devices that are told at once and work later: a stage has what they worked, waiting for anything or not."""
+    wound, waiting = Wound(), {"cuda:0": 0.0, "cuda:1": 0.0}
+
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            self.device = str(device)
+
+        def synchronize(self) -> None:
+            wound.time += waiting[self.device]
+            waiting[self.device] = 0.0
+
+    monkeypatch.setattr("arvid.rollout.devices.device_of", torch.device)
+    monkeypatch.setattr("arvid.rollout.devices.time.perf_counter", wound)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    clock = Clock(settled(("cuda:0", "cuda:1", "cuda:0", "cpu")))
+    for begun, device in (("draft", "cuda:1"), ("target", "cuda:0")):
+        with clock.measure(begun):
+            waiting[device] += 2.0 if begun == "target" else 0.5
+    waiting["cuda:0"] += 1.0
+    assert clock.seconds == {"draft": 0.5, "target": 2.0}
+    assert clock.pace.spent == 3.5
+    clock.lap(9)
+    assert clock.pace.first == Lap(9, 3.5, 2.0)
 
 
 def test_laps_are_counted_behind_the_first() -> None:

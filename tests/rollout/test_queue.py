@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import pytest
 import torch
 from torch import Tensor
 
 from arvid.caches.full import Full
+from arvid.caches.positions import POSITIONS
 from arvid.caches.store import Policy, Store
 from arvid.caches.window import Window
 from arvid.rollout.flow import ROOM, TOGETHER, FlowWalker
@@ -14,7 +17,8 @@ from arvid.rollout.reach import Reach
 from arvid.rollout.stage import Clock
 from arvid.samplers.noise import SeededNoise
 from arvid.samplers.steps import STEPS
-from arvid.types import Condition, Estimate, Move, Span, View
+from arvid.spec import build
+from arvid.types import Condition, Estimate, Move, Places, Positions, Span, View
 from rollout.rig import BLOCK, CONDITION, FULL, Run, model
 
 LONG = 40
@@ -54,10 +58,12 @@ def test_a_full_past_keeps_all() -> None:
     assert len(walker.pending) == 300
 
 
-def late(policy: Policy, reach: Reach | None) -> tuple[Tensor, dict[str, int], int]:
+def late(
+    policy: Policy, reach: Reach | None, together: int = TOGETHER, positions: Positions | None = None
+) -> tuple[Tensor, dict[str, int], int]:
     """The target's first block after LONG drafts that it was told of, the passes it took, how many blocks waited."""
-    clock, noise = Clock(), SeededNoise(5)
-    walker = FlowWalker("target", model(2, 2, 0), Store(policy, BLOCK), STEPS["euler"], clock, reach)
+    clock, noise, past = Clock(), SeededNoise(5), Store(policy, BLOCK, positions)
+    walker = FlowWalker("target", model(2, 2, 0), past, STEPS["euler"], clock, reach, together=together)
     z = torch.randn(1, BLOCK * LONG, 4, 4, 4, generator=torch.Generator().manual_seed(6))
     for index, span in enumerate(spans(LONG)):
         walker.remember(Move(index, span, (1.0, 0.0)), z[:, span.start : span.stop], CONDITION)
@@ -103,6 +109,32 @@ def test_many_blocks_are_written_a_few_at_a_time() -> None:
     written = [z.shape[1] // BLOCK for _, level, z in made.target.passes if level == 0]
     assert sum(written) == 20
     assert max(written) == TOGETHER
+
+
+@dataclass
+class Standing:
+    """Positions, and every place at which a pass stood."""
+
+    inner: Positions
+    own: list[float] = field(default_factory=list)
+
+    @property
+    def fixed(self) -> bool:
+        return self.inner.fixed
+
+    def place(self, past: tuple[tuple[float, float], ...], own: tuple[int, ...]) -> Places:
+        places = self.inner.place(past, own)
+        self.own += places.own
+        return places
+
+
+@pytest.mark.parametrize("text", ["relative:limit=6", "rephase", "flex:trained=6", "cyclic:period=8"])
+def test_blocks_that_would_stand_elsewhere_together_are_written_one_by_one(text: str) -> None:
+    policy, where = Window(4), Standing(build(text, POSITIONS, "positions"))
+    block, _, _ = late(policy, Reach(policy, 2), TOGETHER, where)
+    assert torch.equal(block, late(policy, Reach(policy, 2), 1, build(text, POSITIONS, "positions"))[0])
+    if text.startswith("relative"):
+        assert min(where.own) >= 0 and max(where.own) < 6
 
 
 class EveryThird:

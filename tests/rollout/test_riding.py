@@ -38,11 +38,15 @@ def model() -> CausalWan:
     return made.requires_grad_(False)
 
 
-def walked(past: str, riding: bool, lengths: tuple[int, ...], prompts: int = 1, positions: str = "absolute"):
+def walked(
+    past: str, riding: bool, lengths: tuple[int, ...], prompts: int = 1, positions: str = "absolute",
+    cuts: frozenset[int] = frozenset(),
+):  # fmt: skip
     """Blocks made one after the other, and the spans of all passes."""
     denoiser = Counting(model())
     store = Store(spec.build(past, POLICIES, "past"), 3, spec.build(positions, POSITIONS, "positions"))
     walker = FlowWalker("target", denoiser, store, renoise, Clock(), riding=riding)
+    store.cut(cuts)
     noise, start, made = SeededNoise(3), 0, []
     conditions = [Condition("", torch.full((1, 4, 8), 0.1 * k)) for k in range(1, prompts + 1)]
     for index, length in enumerate(lengths):
@@ -69,6 +73,17 @@ def test_under_another_prompt_a_block_is_written_by_itself() -> None:
     alone, passes = walked("full", False, (3, 3, 3), prompts=2)
     riding, same = walked("full", True, (3, 3, 3), prompts=2)
     assert torch.equal(alone, riding) and passes == same
+
+
+def test_a_cut_stops_riding_at_its_own_block_and_the_next() -> None:
+    """Neither may the block before be written in its first pass, nor it in that of the block behind."""
+    alone, passes = walked("full", False, (3,) * 6, cuts=frozenset({6}))
+    riding, fewer = walked("full", True, (3,) * 6, cuts=frozenset({6}))
+    torch.testing.assert_close(riding, alone, atol=1e-5, rtol=1e-5)
+    plain, _ = walked("full", False, (3,) * 6)
+    assert torch.equal(alone[:, :6], plain[:, :6]) and (alone[:, 6:9] - plain[:, 6:9]).abs().max() > 1e-4
+    assert len(passes) == 6 * 3 + 5 and len(fewer) == 6 * 3 + 2
+    assert [span for span in fewer if len(span) == 6] == [Span(0, 6), Span(9, 15), Span(12, 18)]
 
 
 @pytest.mark.parametrize("past, positions", [("full", "relative:limit=6"), ("deep:frames=9,sink=3", "absolute")])

@@ -394,6 +394,8 @@ def test_scores_without_a_judge_are_an_error() -> None:
         ("reward:tau=1,repair=1,draft_steps=2", "leave out draft_steps=2"),
         ("refine:levels=0.4+0.8", "must fall"),
         ("refine:levels=1.2", "must fall"),
+        ("refine:refine=0.4", "refine=0.4 to a router .* from levels=0.8; leave it out, or write levels=0.4"),
+        ("refine:levels=0.7+0.3,refine=0.3", r"refine=0\.3 to a router .* from levels=0\.7\+0\.3"),
         ("refine:levels=0.5+0.5", "must fall"),
         ("refine:levels=0.5+0", "must fall"),
         ("reward:tau=0.5,once=0.3", "refine must have levels to save"),

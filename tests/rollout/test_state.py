@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,15 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from arvid.caches.pieces import Held, Piece
+from arvid.models.placement import PlacedDenoiser, Placement, placed
 from arvid.pipeline import Pipeline, Request, load
 from arvid.rollout import state
+from arvid.rollout.devices import brought, device_of
+from arvid.rollout.replay import Timed
 from arvid.rollout.state import LatentsFile, Packer, Snapshot, Unpacker
 from arvid.rollout.timeline import Change, Entry
+from arvid.samplers.timetable import Timetable
 from arvid.types import Block, Condition, Move, Span
 from oracles import toy_family
 
@@ -100,6 +106,60 @@ def test_a_snapshot_copies_nothing(toy: Pipeline) -> None:
 
     assert tensors(one.parts) == tensors(other.parts)
     assert last.latents_BTCHW.data_ptr() in tensors(one.parts)
+
+
+JUMPS = (Entry(0.5, "a blue square", "jump"), Entry(1.1, "a large star", "jump"))
+
+
+def test_jumps_that_wait_are_part_of_what_is_gone_on_with(toy: Pipeline, tmp_path: Path) -> None:
+    """The target writes blocks 1 and 2 at block 4; it stops in between."""
+    request = Request("a red circle", 3, 3, "stride:k=4", timeline=JUMPS)
+    whole = list(toy.stream(request))
+    session = toy.session(request)
+    parts = [next(session) for _ in range(3)]
+    state.save(session.snapshot(), tmp_path / "state")
+    assert same(parts + list(toy.resume(state.load(tmp_path / "state")[0])), whole)
+    keeps = replace(request, timeline=tuple(replace(entry, how="keep") for entry in JUMPS))
+    assert not same(list(toy.stream(keeps))[4:], whole[4:])
+
+
+def places(value: Any) -> set[str]:
+    """Kinds of devices that the tensors of a state are on."""
+    packer = Packer()
+    packer.pack(value)
+    return {tensor.device.type for tensor in packer.tensors.values()}
+
+
+@pytest.mark.parametrize("past", ["", "deep:frames=6,sink=1,recent=3", "neighbour"])
+def test_every_part_has_its_state_back_where_it_stands(toy: Pipeline, tmp_path: Path, past: str) -> None:
+    """On a machine without a second device one that holds no values stands for it."""
+    session = toy.session(Request("a red circle", 4, 3, "stride:k=3", past, timeline=STORY))
+    for _ in range(5):
+        next(session)
+    state.save(session.snapshot(), tmp_path / "state")
+    family = load(toy_family.write(tmp_path / "apart"))
+    apart = Pipeline(placed(family, Placement("cpu", drafter="meta", vae="meta")))
+    (walkers, *others), _, memo, decoder = apart.resume(state.load(tmp_path / "state")[0]).snapshot().parts
+    (target, waiting, _), (drafter, pending, _) = walkers
+    assert places(target) == places((waiting, pending, others)) == {"cpu"}
+    assert places(drafter) == places(decoder) == {"meta"}
+    assert pending[-1][2] is memo[2], "a condition is still one object"
+
+
+def test_what_stands_where_it_should_is_left_as_it_is() -> None:
+    piece = Held.of(Piece((0,), ((torch.zeros(1), torch.ones(1)),), 0))
+    value = {0.5: {0: piece}, 1.0: (1, None, "x")}
+    assert brought(value, torch.device("cpu")) is brought(value, None) is value
+    there = brought(value, torch.device("meta"))
+    assert there[1.0] is value[1.0] and there[0.5][0][0][1].is_meta and not piece[0][1].is_meta
+
+
+def test_a_part_stands_where_its_weights_do_behind_whatever_border() -> None:
+    model = torch.nn.Linear(1, 1, device="meta")
+    border: Any = PlacedDenoiser(model, torch.device("meta"), torch.device("cpu"))  # type: ignore[arg-type]
+    for part in (model, border, Timed(border, (1000.0,), Timetable())):
+        assert device_of(part) == torch.device("meta")
+    assert device_of(None) is device_of(lambda z: z) is device_of(torch.nn.Identity()) is None
 
 
 def test_a_state_of_another_family_is_refused(toy: Pipeline, tmp_path: Path) -> None:

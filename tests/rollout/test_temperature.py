@@ -10,7 +10,7 @@ from torch import Tensor
 
 from arvid.pipeline import Pipeline, Request, load
 from arvid.rollout.timeline import Entry
-from arvid.samplers.noise import INITIAL, REFINE, TURN, SeededNoise
+from arvid.samplers.noise import INITIAL, NOISES, REFINE, TURN, SeededNoise
 from oracles import toy_family
 from rollout.rig import BLOCK, Run, run, same
 
@@ -65,6 +65,22 @@ def cooled(toy: Pipeline, temperature: float) -> Pipeline:
 def latents(pipeline: Pipeline, router: str, *timeline: Entry, seconds: float = 2.2) -> Tensor:
     blocks = pipeline.stream(Request("a red circle", seconds, 3, router, timeline=timeline))
     return torch.cat([block.latents_BTCHW for block in blocks], 1)
+
+
+def test_of_several_blocks_that_open_a_scene_the_first_does(toy: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a cut the later blocks of a move go on from it, in narrower noise."""
+    ours = latents(toy, "target:ahead=3,temperature=0.5", Entry(1.2, "a star", "cut"), seconds=4)
+    opening = {(0, 0), (2, 0)}  # blocks 0 and 4 to 6 of three frames, the latter one move
+
+    class Outside(SeededNoise):
+        def draw(self, block: int, step: int, shape: tuple[int, ...]) -> Tensor:
+            number, own = divmod(step, TURN)
+            noise = super().draw(block, step, shape)
+            return noise if own != INITIAL or (block, number) in opening else noise / 2
+
+    monkeypatch.setitem(NOISES, "white", lambda: Outside)
+    theirs = latents(toy, "target:ahead=3,temperature=1", Entry(1.2, "a star", "cut"), seconds=4)
+    assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("router", ["target", "first", "refine:levels=0.7"])

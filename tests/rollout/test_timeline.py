@@ -122,6 +122,8 @@ def test_a_change_is_applied_by_the_first_block_that_begins_at_its_second_or_lat
         ((Entry(1.1, "b"), Entry(1.2, "c")), "a", "the change at 1.2 s falls on block 3, as the one before does"),
         ((Entry(0, "b"),), "a", "prompt 'a' and a timeline that begins with 'b'"),
         ((Entry(1, "b"),), " ", "the prompt is empty"),
+        ((Entry(0, "a"), Entry(0, "b")), "", "entry 2 of the timeline is at 0 s, the one before at 0 s"),
+        ((Entry(2, "b"), Entry(1, "c")), "a", "entry 2 of the timeline is at 1 s, the one before at 2 s; sort them by"),
     ],
 )
 def test_a_change_without_a_place_is_refused(entries: tuple[Entry, ...], prompt: str, said: str) -> None:
@@ -203,6 +205,50 @@ def test_a_change_that_interrupts_a_soft_one_goes_on_from_where_it_stood() -> No
     stood = a + (b - a) * (1 - math.cos(math.pi * 2 / 4)) / 2
     found = [at(director, block).text_BLD[0, 0, 0].item() for block in (1, 2, 3)]
     assert found == pytest.approx([a + (b - a) * (1 - math.cos(math.pi / 4)) / 2, (stood + c) / 2, c], rel=1e-5)
+
+
+def stood(changes: list[tuple[int, str, int]], block: int) -> Tensor:
+    """What a chain of soft changes (block, prompt, blocks) has reached at a block, worked out from its beginning."""
+    found, now = embedded("0"), [change for change in changes if change[0] <= block]
+    for number, (begin, prompt, blocks) in enumerate(now):
+        step = (now[number + 1][0] if number + 1 < len(now) else block) - begin
+        weight = 1.0 if step >= blocks else (1 - math.cos(math.pi * (step + 1) / (blocks + 1))) / 2
+        found = embedded(prompt) if weight == 1 else torch.lerp(found, embedded(prompt), weight)
+    return found
+
+
+def chain(changes: list[tuple[int, str, int]]) -> tuple[Change, ...]:
+    return (
+        Change(0, 0, "0", "keep"),
+        *(Change(BLOCK * begin, begin, prompt, "soft", blocks, True) for begin, prompt, blocks in changes),
+    )
+
+
+def test_a_chain_of_soft_changes_is_the_same_wherever_it_is_looked_at_first() -> None:
+    changes = [(1, "1", 3), (2, "2", 5), (4, "3", 1), (6, "4", 2), (7, "5", 4), (8, "6", 3)]
+    for order in ((0, 3, 5, 7, 8, 9, 12), (9, 2, 8, 1, 7, 5, 10, 3), (8, 8, 2, 2)):
+        director = Director(chain(changes), embedded, BLOCK)
+        for block in order:
+            assert torch.equal(at(director, block).text_BLD, stood(changes, block))
+    director.script = chain(changes[:2])  # gone back, and asked otherwise
+    assert torch.equal(at(director, 8).text_BLD, stood(changes[:2], 8))
+    director.script = chain([*changes[:2], (8, "x", 3)])
+    assert torch.equal(at(director, 8).text_BLD, stood([*changes[:2], (8, "x", 3)], 8))
+
+
+def test_a_long_chain_of_soft_changes_costs_a_text_a_block() -> None:
+    changes, asked = [(block, str(block), 3) for block in range(1, 1500)], []
+
+    def counted(prompt: str) -> Tensor:
+        asked.append(prompt)
+        return embedded(prompt)
+
+    late, early = Director(chain(changes), counted, BLOCK), Director(chain(changes), counted, BLOCK)
+    assert torch.equal(at(late, 1499).text_BLD, stood(changes, 1499))
+    asked.clear()
+    for block in range(60):
+        at(early, block)
+    assert len(asked) == 60
 
 
 def test_what_is_asked_for_live_overrides_the_timeline_and_leaves_it() -> None:
@@ -329,6 +375,24 @@ def test_a_jump_moves_the_past_away_for_one_block() -> None:
     one, other = (Story(z, Entry(1.5, "b", "jump")) for z in differing(at=5))
     assert not torch.equal(one.made(3), other.made(3)), "but it is still there"
     assert (6, 10, 0.0) not in jumped.passes
+
+
+def test_every_jump_holds_for_its_own_block_however_many_wait() -> None:
+    """Three blocks wait when the first is made, two of which jump: each is written as if none had waited."""
+    given, entries = latents(1), (Entry(0.5, "b", "jump"), Entry(1, "c", "jump"))
+    told, past = Story(given, *entries), Store(Full(), BLOCK)
+    director = Director(placed(*entries), lambda text: embedded(text) / 100, BLOCK)
+    for start in range(0, 6, BLOCK):
+        span = Span(start, start + BLOCK)
+        past.cut(frozenset({start} if start else ()))
+        z, levels = given[:, start : span.stop], torch.zeros(1, BLOCK)
+        with torch.no_grad():
+            past.commit(span, model(2)(z, levels, director.at(span), past.view(span), span).memory)
+    ours, theirs = told.past.snapshot(), past.snapshot()
+    for frame in range(6):
+        for pair, expected in zip(ours[frame], theirs[frame], strict=True):
+            for one, other in zip(pair, expected, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_every_change_is_receipted_with_the_block_that_applies_it() -> None:

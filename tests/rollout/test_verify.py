@@ -8,11 +8,30 @@ import pytest
 import torch
 from torch import Tensor
 
+from arvid.caches.policies import POLICIES
 from arvid.models.wan.transformer import CausalWan
 from arvid.rollout.verify import FLOOR, Checked, agreement
 from arvid.samplers.noise import SeededNoise
+from arvid.spec import build
 from arvid.types import Proposal, Rotate, Span
-from rollout.rig import BLOCK, BLOCKS, CONDITION, FRAMES, SHAPE, SIGMAS, STEPS_EACH, Run, autoencoder, model, run, same
+from rollout.rig import (
+    BLOCK,
+    BLOCKS,
+    CONDITION,
+    FRAMES,
+    LISTENING,
+    SHAPE,
+    SIGMAS,
+    STEPS_EACH,
+    Run,
+    assert_alike,
+    autoencoder,
+    fresh,
+    model,
+    run,
+    same,
+    written,
+)
 
 BOTH = ["verify", "verify-commit"]
 
@@ -145,6 +164,15 @@ def test_the_drafters_past_is_made_of_its_own_keys_only() -> None:
         widths = [{k.shape[2] * k.shape[3] for memory in past.snapshot().values() for k, _ in memory}
                   for past in run(text).pasts]  # fmt: skip
         assert widths == [{24}, {12}]
+
+
+@pytest.mark.parametrize("past", LISTENING)
+def test_a_past_that_listens_does_not_take_the_rivals_pass_for_the_draft(past: str) -> None:
+    text = "verify:level=0.6,tau=-inf,keep=draft,measure=rival,commit=last"
+    ours = Run(text, "euler", past=build(past, POLICIES, "past"))
+    ours.remembered()
+    blocks = [block.latents_BTCHW for block in ours.blocks]
+    assert_alike(ours.pasts[1].snapshot(), written(ours.drafter.inner, blocks, fresh(past)).snapshot())
 
 
 # ---------------------------------------------------------------- the laws

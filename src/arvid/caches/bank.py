@@ -60,7 +60,7 @@ class Bank(ByContent):
     def note(self, frame: Memory, told: Told, place: int) -> tuple[Tensor, ...]:
         """Mean keys per layer, and the score: the product of the prompt's and the frame's mean keys at layer 0."""
         keys = mean_keys(frame)
-        return (*keys, torch.zeros(()) if told.text is None else (told.text * keys[0]).float().sum(-1).mean())
+        return (*keys, keys[0].new_zeros(()) if told.text is None else (told.text * keys[0]).float().sum(-1).mean())
 
     def keep(self, past: Pieces, moment: Moment) -> Pieces:
         """The best of what leaves the recent frames goes into the bank."""

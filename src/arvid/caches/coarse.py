@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from arvid.caches.merging import Weights, cells, merged, need_grid
+from arvid.caches.merging import Weights, cells, check_weights, merged, need_grid
 from arvid.caches.pieces import Piece, Pieces
 from arvid.caches.policy import ByContent, Moment
 from arvid.caches.view import whole_frame
@@ -41,17 +41,32 @@ class Coarse(ByContent):
         """The fine frames."""
         return self.fine
 
+    @property
+    def reach(self) -> int | None:
+        """Fine and coarse frames."""
+        return self.fine + self.patched
+
+    @property
+    def patched(self) -> int:
+        """Coarse frames: each has one frame's tokens divided by side * side."""
+        return (self.frames - self.fine) * self.side**2
+
+    def check_files(self, layers: int, heads: int, channels: int) -> None:
+        """The merging weights."""
+        check_weights(self.weights, layers, self.side**2, channels)
+
     def keep(self, past: Pieces, moment: Moment) -> Pieces:
         """Frames that leave the fine ones are merged; the oldest coarse ones go."""
         far = [piece for piece in past if not piece.plain]
         near = [piece for piece in past if piece.plain]
         far += [self._merged(piece, moment.grid) for piece in near[: -self.fine]]
-        return (*far[-(self.frames - self.fine) * self.side**2 :], *near[-self.fine :])
+        return (*far[-self.patched :], *near[-self.fine :])
 
     def _merged(self, piece: Piece, grid: tuple[int, int]) -> Piece:
-        index_GN = cells(need_grid(grid, "coarse"), self.side)
+        device = piece.pairs[0][0].device
+        index_GN = cells(need_grid(grid, "coarse"), self.side, device=device)
         pairs = tuple(
             merged(self.weights, (k[:, index_GN], v[:, index_GN]), layer) for layer, (k, v) in enumerate(piece)
         )
-        where = (whole_frame(grid)[index_GN[:, 0]],) * len(pairs)
+        where = (whole_frame(grid, device)[index_GN[:, 0]],) * len(pairs)
         return Piece(piece.frames, pairs, piece.start, where=where, log_mass=self.mass * math.log(index_GN.shape[1]))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from arvid.caches.merging import Weights, merged
+from arvid.caches.merging import Weights, check_weights, merged
 from arvid.caches.pieces import Piece, Pieces
 from arvid.caches.policy import ByContent, Moment
 
@@ -58,6 +58,10 @@ class Convolved(ByContent):
     def room(self) -> int:
         """The slots."""
         return self.frames
+
+    def check_files(self, layers: int, heads: int, channels: int) -> None:
+        """The merging weights."""
+        check_weights(self.weights, layers, self.ratio, channels)
 
     def keep(self, past: Pieces, moment: Moment) -> Pieces:
         """Merged until the queue fits."""

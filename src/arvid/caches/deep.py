@@ -79,8 +79,8 @@ class Deep(ByContent):
         score_L = torch.einsum("bhd,blhd->l", query_BHD.float(), keys.float())
         count, each = self.frames - len(sink) - self.recent, grid[0] * grid[1]
         best = score_L.topk(min(count * each, len(score_L))).indices.sort().values
-        rows = torch.cat([whole_frame(grid) if piece.where is None else piece.where[layer] for piece in middle])
-        where = rows.to(best.device)[best]
+        whole = whole_frame(grid, best.device)
+        where = torch.cat([whole if piece.where is None else piece.where[layer] for piece in middle])[best]
         where[:, 0] = torch.arange(len(best), device=best.device) // each
         frames = (middle[0].frames[0], middle[-1].frames[-1])
         pair = (keys[:, best], values[:, best])

@@ -7,6 +7,7 @@ a profile is made (`arvid.caches.profile`). After Forcing-KV (2605.09681).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -46,6 +47,15 @@ class Headwise(ByContent):
         """Frames that no head has lost."""
         return self.sink + self.recent
 
+    @property
+    def reach(self) -> int | None:
+        """What layer 0 reads, without a sink."""
+        return None if self.sink else self.frames
+
+    def check_files(self, layers: int, heads: int, channels: int) -> None:
+        """The profile."""
+        read_profile(self.profile, layers, heads)
+
     def keep(self, past: Pieces, moment: Moment) -> Pieces:
         """Frames are thinned when they leave the recent ones."""
         sink = [piece for piece in past if piece.frames[-1] < self.sink]
@@ -68,20 +78,27 @@ class Headwise(ByContent):
         alike_NL = torch.nn.functional.cosine_similarity(keys_NLE[:-1], keys_NLE[1:], dim=2)
         alike_NS = alike_NL.unflatten(1, (-1, size)).mean(2)
         least = alike_NS.flatten().sort(stable=True).indices[: tokens // size]
-        kept_NS = torch.zeros(alike_NS.numel(), dtype=torch.bool).index_fill(0, least.cpu(), True).view(alike_NS.shape)
+        kept_NS = torch.zeros_like(alike_NS, dtype=torch.bool).flatten().index_fill(0, least, True).view(alike_NS.shape)
         return [kept_S.repeat_interleave(size).nonzero()[:, 0] for kept_S in kept_NS]
 
     def _thinned(self, piece: Piece, index: Tensor | None, grid: tuple[int, int]) -> Piece:
         """A frame that layer 0 has in full and the other layers as the tokens `index` for dynamic heads, None:
         nothing."""
-        total = piece.pairs[0][0].shape[2]
+        total, device = piece.pairs[0][0].shape[2], piece.pairs[0][0].device
         static = read_profile(self.profile, len(piece.pairs), total)
-        tokens = torch.tensor([], dtype=torch.long) if index is None else index
-        pairs, where, heads = [piece.pairs[0]], [whole_frame(need_grid(grid, "headwise"))], [torch.arange(total)]
+        tokens, every = torch.arange(0, device=device) if index is None else index, frozenset(range(total))
+        whole = whole_frame(need_grid(grid, "headwise"), device)
+        pairs, where, heads = [piece.pairs[0]], [whole], [others(frozenset(), total, device)]
         for layer in range(1, len(piece.pairs)):
-            dynamic = [head for head in range(total) if head not in static[layer]] if len(tokens) else []
-            k, v = (x[:, tokens.to(x.device)][:, :, dynamic] for x in piece.pairs[layer])
+            heads.append(others(static[layer] if len(tokens) else every, total, device))
+            k, v = (x[:, tokens][:, :, heads[-1]] for x in piece.pairs[layer])
             pairs.append((k, v))
-            where.append(whole_frame(grid)[tokens])
-            heads.append(torch.tensor(dynamic, dtype=torch.long))
+            where.append(whole[tokens])
         return replace(piece, pairs=tuple(pairs), where=tuple(where), heads=tuple(heads), slot=None)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def others(heads: frozenset[int], total: int, device: torch.device) -> Tensor:
+    """Of `total` heads those that are not among `heads` [H], in order; not to be changed."""
+    return torch.tensor([head for head in range(total) if head not in heads], dtype=torch.long, device=device)

@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+CPU = torch.device("cpu")
+
 
 class Merge(nn.Module):
     """Per layer, for keys and values, a weight for each token of a group and each channel: a depthwise convolution
@@ -34,16 +36,20 @@ class Merge(nn.Module):
             raise ValueError(f"{path} holds no merging weights ({error}); name a file of one tensor, weight") from error
         return merge
 
+    def check(self, layers: int, group: int, channels: int) -> None:
+        """Raises ValueError for more layers than there are weights, and for groups of another size."""
+        known, _, *size = self.weight.shape
+        if layers > known or [group, channels] != size:
+            raise ValueError(
+                f"layers 0 to {layers - 1} have groups of {group} tokens with {channels} channels, merging weights for "
+                f"{tuple(size)} in layers 0 to {known - 1}; train weights for this policy and this model"
+            )
+
     def forward(self, groups_BGNHD: Tensor, layer: int, which: int) -> Tensor:
         """One token per group [B, G, H, D]; `which` is 0 for keys, 1 for values. Raises ValueError for groups of
-        another size than the weights have."""
+        another size than the weights have, and a layer that they do not have."""
+        self.check(layer + 1, groups_BGNHD.shape[2], groups_BGNHD[0, 0, 0].numel())
         weight_ND = self.weight[layer, which]
-        found = (groups_BGNHD.shape[2], groups_BGNHD[0, 0, 0].numel())
-        if found != tuple(weight_ND.shape):
-            raise ValueError(
-                f"groups of {found[0]} tokens with {found[1]} channels, merging weights for {tuple(weight_ND.shape)}; "
-                "train weights for this policy"
-            )
         return (groups_BGNHD * weight_ND.unflatten(1, groups_BGNHD.shape[3:]).to(groups_BGNHD)).sum(2)
 
 
@@ -53,23 +59,37 @@ Weights = Merge | str
 _loaded = lru_cache(maxsize=8)(Merge.load)
 
 
+def check_weights(weights: Weights, layers: int, group: int, channels: int) -> None:
+    """Raises ValueError for a file without weights, and for those of other layers or groups."""
+    if (merge := _module(weights)) is not None:
+        merge.check(layers, group, channels)
+
+
 def merged(weights: Weights, pair: tuple[Tensor, Tensor], layer: int) -> tuple[Tensor, Tensor]:
     """Keys and values [B, G, H, D] of groups [B, G, N, H, D], one token each."""
-    if isinstance(weights, str) and not weights:
+    merge = _module(weights)
+    if merge is None:
         return pair[0].mean(2), pair[1].mean(2)
-    merge = _loaded(weights) if isinstance(weights, str) else weights
     return merge(pair[0], layer, 0), merge(pair[1], layer, 1)
 
 
+def _module(weights: Weights) -> Merge | None:
+    """None: the average."""
+    if isinstance(weights, str):
+        return _loaded(weights) if weights else None
+    return weights
+
+
 @lru_cache(maxsize=8)
-def cells(grid: tuple[int, int], side: int, time: int = 1) -> Tensor:
+@torch.inference_mode(False)
+def cells(grid: tuple[int, int], side: int, time: int = 1, device: torch.device = CPU) -> Tensor:
     """Indices [G, time * side * side] of the tokens of `time` frames that share a cell of side x side; the last row and
     column are repeated where the grid does not divide."""
     rows, columns = grid
     row = torch.arange(-(-rows // side) * side).clamp(max=rows - 1).view(-1, 1, side, 1, 1)
     column = torch.arange(-(-columns // side) * side).clamp(max=columns - 1).view(1, -1, 1, side, 1)
     index = row * columns + column + rows * columns * torch.arange(time)
-    return index.permute(0, 1, 4, 2, 3).flatten(2).flatten(0, 1)
+    return index.permute(0, 1, 4, 2, 3).flatten(2).flatten(0, 1).to(device)
 
 
 def need_grid(grid: tuple[int, int], policy: str) -> tuple[int, int]:

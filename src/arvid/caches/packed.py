@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
-from arvid.caches.merging import Weights, cells, merged, need_grid
+from arvid.caches.merging import Weights, cells, check_weights, merged, need_grid
 from arvid.caches.pieces import Piece, Pieces
 from arvid.caches.policy import ByContent, Look, Moment
 from arvid.caches.route import best, mean_keys
-from arvid.caches.view import whole_frame
+from arvid.caches.view import per_token, whole_frame
 from arvid.types import Asking
 
 
@@ -60,6 +60,10 @@ class Pack(ByContent):
         """Whole frames: sink, recent, and those that wait for their pack to be full."""
         return self.sink + self.recent + self.time - 1
 
+    def check_files(self, layers: int, heads: int, channels: int) -> None:
+        """The merging weights."""
+        check_weights(self.weights, layers, self.time * self.side**2, channels)
+
     def keep(self, past: Pieces, moment: Moment) -> Pieces:
         """Frames that leave the recent ones are packed as soon as there are enough of them."""
         sink = [piece for piece in past if piece.frames[-1] < self.sink]
@@ -71,12 +75,14 @@ class Pack(ByContent):
         return (*sink, *packs[-(self.capacity or 2 * self.packs) :], *whole)
 
     def _packed(self, pieces: list[Piece], grid: tuple[int, int]) -> Piece:
-        index_GN = cells(need_grid(grid, "pack"), self.side, self.time)
+        device = pieces[0].pairs[0][0].device
+        index_GN = cells(need_grid(grid, "pack"), self.side, self.time, device)
         pairs = []
         for layer in range(len(pieces[0].pairs)):
             k, v = (torch.cat([piece.pairs[layer][which] for piece in pieces], 1)[:, index_GN] for which in (0, 1))
             pairs.append(merged(self.weights, (k, v), layer))
-        whole_L3 = torch.cat([whole_frame(grid) + torch.tensor([t, 0.0, 0.0]) for t in range(self.time)])
+        whole_L3 = whole_frame(grid, device).repeat(self.time, 1)
+        whole_L3[:, 0] = per_token(tuple(range(self.time)), (grid[0] * grid[1],) * self.time, device)
         where = whole_L3[index_GN].mean(1)
         return Piece(
             tuple(frame for piece in pieces for frame in piece.frames), tuple(pairs), pieces[0].start, float(self.time),

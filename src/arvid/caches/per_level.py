@@ -62,12 +62,12 @@ class LevelStore:
         self._store = store
         self._stores: dict[float, Store] = {}
         self._told: tuple[Span, Brought] | None = None
-        self._cut, self._about = -1, (0, tuple[str, ...]())
+        self._cuts, self._about = frozenset[int](), (0, tuple[str, ...]())
 
     def view(self, span: Span) -> LevelView:
         """What the frames of `span` may read at each level."""
         for store in self._stores.values():
-            store.cut(self._cut)
+            store.cut(self._cuts)
             store.hear(*self._about)
         view = LevelView({level: store.view(span) for level, store in self._stores.items()}, self._store().view(span))
         self._told = (span, view.brought)
@@ -98,9 +98,9 @@ class LevelStore:
         for store in self._stores.values():
             store.keep(frames)
 
-    def cut(self, start: int) -> None:
+    def cut(self, starts: frozenset[int]) -> None:
         """See `Store.cut`."""
-        self._cut = start
+        self._cuts = starts
 
     def hear(self, start: int, about: tuple[str, ...]) -> None:
         """See `Store.hear`."""
@@ -117,9 +117,15 @@ class LevelStore:
             self._stores[level].restore(held)
 
     @property
-    def joint(self) -> bool:
-        """Never: a pass has one level, and each level a past of its own."""
-        return False
+    def listens(self) -> bool:
+        """Always: to the level of every pass, and to what it brings there."""
+        return True
+
+    def together(self, span: Span) -> bool:
+        """See `Store.together`."""
+        empty = self._store()
+        empty.cut(self._cuts)
+        return empty.together(span)
 
     @property
     def bytes(self) -> int:

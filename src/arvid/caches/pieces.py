@@ -30,7 +30,7 @@ class Piece:
     `where` holds per layer the (time after `start`, row, column) of every token [L, 3], None for one whole frame.
     `heads` holds per layer the heads that the pair has, None for all. `log_mass` is added to the logits of tokens that
     stand for several. `notes` is what the policy wrote down about the frame when it was committed; `about` names what
-    the frames show.
+    the frames show. All tensors lie on the device of the keys.
     """
 
     frames: tuple[int, ...]

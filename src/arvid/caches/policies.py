@@ -44,12 +44,14 @@ POLICIES: dict[str, Callable[..., Policy]] = {
 def remember(policy: Policy, block: int, positions: Positions | None = None) -> Past:
     """An empty past under a policy: one store, or one per noise level where the policy asks for that.
 
-    Raises ValueError when a cycle of positions is too short for the frames that the policy keeps and a block.
+    Raises ValueError for a cycle of positions in which a frame of the past may fall on another one's place, or on the
+    block's: the policy must read from so few frames that they and a block have room in the cycle.
     """
-    if isinstance(positions, Cyclic) and policy.room + block > positions.period:
+    if isinstance(positions, Cyclic) and (policy.reach is None or policy.reach + block > positions.period):
+        reach = "any number of" if policy.reach is None else policy.reach
         raise ValueError(
-            f"{policy.room} frames of the past and a block of {block} share places in a cycle of {positions.period}; "
-            f"make it at least {policy.room + block}"
+            f"{reach} frames of the past and a block of {block} share places in a cycle of {positions.period}; take a "
+            f"window without a sink, window:frames=N, and period=N+{block} or more"
         )
     if policy.per_level:
         return LevelStore(lambda: Store(policy, block, positions))

@@ -77,6 +77,17 @@ class Policy(ABC):
         """The most whole frames it keeps; 0 where it cannot say."""
         return 0
 
+    @property
+    def reach(self) -> int | None:
+        """How many frames before a block the oldest one begins that it may read; None where nothing bounds that, as
+        with a sink, or nobody has counted."""
+        return None
+
+    def check_files(self, layers: int, heads: int, channels: int) -> None:
+        """Read the files that it names. Raises ValueError for one that cannot be read, or is not for a model of so many
+        layers and heads, with so many channels in all heads together."""
+        return
+
     @abstractmethod
     def visible(self, committed: tuple[int, ...], start: int) -> tuple[int, ...]:
         """Of `committed` frames before `start`, those that the block that begins there may read in any form, in order.

@@ -2,8 +2,9 @@
 
 Knows: first frames and lengths of the pieces on view, the frames of the pass. Does not know: keys, angles, which pieces
 a policy keeps. Keys are stored unrotated and turned when they are read, so a frame may stand elsewhere for every block,
-and any policy goes with any answer. Only distances matter to attention, so all of these agree while nothing was dropped
-and nothing is out of the trained range (`cyclic` until its first turn is over).
+and any policy goes with any answer, but not with every `cyclic` (`arvid.caches.policies.remember` refuses those). Only
+distances matter to attention, so all of these agree while nothing was dropped and nothing is out of the trained range
+(`cyclic` until its first turn is over).
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ class Decay:
 @dataclass(frozen=True)
 class Cyclic:
     """Indices modulo `period` (Ca2-VDM, 2411.16375: 33): positions stay in range, at the price that the past stands
-    after the block around each turn. Past and block together may have at most `period` frames to keep them apart."""
+    after the block around each turn. From the oldest frame on view to the end of the block there may be at most
+    `period` frames to keep them apart, dropped ones included: a window without a sink, as published, sees to that."""
 
     fixed: ClassVar[bool] = False
     period: int = 33

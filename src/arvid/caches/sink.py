@@ -27,6 +27,11 @@ class Sink(Policy):
         """The budget."""
         return self.frames
 
+    @property
+    def reach(self) -> int | None:
+        """The budget, without a sink."""
+        return None if self.sink else self.frames
+
     def visible(self, committed: tuple[int, ...], start: int) -> tuple[int, ...]:
         """Frames below `sink` and in [start - (frames - sink), start)."""
         return tuple(f for f in committed if f < start and (f < self.sink or f >= start - (self.frames - self.sink)))

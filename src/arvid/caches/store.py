@@ -40,7 +40,7 @@ class Store:
         self._frames: dict[int, Piece] = {}
         self._slabs: list[Slab] = []
         self._told: Told | None = None
-        self._cuts: dict[int, float] = {}
+        self._cuts: frozenset[int] = frozenset()
         self._about: dict[int, tuple[str, ...]] = {}
 
     # ------------------------------------------------------------ reading
@@ -57,7 +57,7 @@ class Store:
         seen = frozenset().union(*(allowed for _, allowed in rules))
         past = tuple(piece for piece in known if seen.issuperset(piece.frames))
         self._told = Told(span)
-        moment, gap = self._moment(span.start), self._cuts.get(span.start, 0.0)
+        moment, gap = self._moment(span.start), CUT_GAP if span.start in self._cuts else 0.0
         return StoreView(past, tuple(rules), self._policy, self._positions, moment, self._told, gap)
 
     def _moment(self, start: int, grid: tuple[int, int] = (0, 0), newest: int = 0) -> Moment:
@@ -135,9 +135,10 @@ class Store:
         """Who reads prompts for the policy."""
         return self._policy.reader
 
-    def cut(self, start: int, gap: float = CUT_GAP) -> None:
-        """The block at `start` opens a new scene: for this block alone the past stands `gap` frames further back."""
-        self._cuts = {start: gap}
+    def cut(self, starts: frozenset[int]) -> None:
+        """The blocks that begin at `starts`, and no others, open new scenes: for each of them alone the past stands
+        CUT_GAP frames further back, whenever it is written."""
+        self._cuts = starts
 
     def keep(self, frames: frozenset[int]) -> None:
         """Forget all frames but these, at once and without a pass; a piece goes unless it stands for these alone."""
@@ -160,10 +161,14 @@ class Store:
         return sum(piece.bytes for piece in self._frames.values())
 
     @property
-    def joint(self) -> bool:
-        """Whether several blocks in one pass read exactly what each would read alone: whole frames at fixed places,
-        and no cut."""
-        return self._policy.whole and self._positions.fixed and all(start < 0 for start in self._cuts)
+    def listens(self) -> bool:
+        """Whether its policy looks at content, and so at what a view of it was told."""
+        return not self._policy.whole
+
+    def together(self, span: Span) -> bool:
+        """Whether the blocks of `span` stand in one pass where each would stand alone: at fixed places, and none of
+        them behind a cut."""
+        return self._positions.fixed and not any(span.start <= start < span.stop for start in self._cuts)
 
     @property
     def reserved(self) -> int:

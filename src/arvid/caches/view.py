@@ -19,6 +19,8 @@ from arvid.caches.pieces import Piece, Pieces, joined
 from arvid.caches.policy import Look, Moment, Policy, Told
 from arvid.types import Asking, Places, Positions, Rotate, Seen
 
+KEPT = 16
+"""Sets of numbers per token kept: a block needs those of its masses, places and pieces, for each of two models."""
 Rules = tuple[tuple[int, frozenset[int]], ...]
 """First frame of each block of a span, and the frames before the block that it may read."""
 
@@ -72,7 +74,7 @@ class StoreView:
         whole = all(piece.where is None for piece in pieces)
         if whole and not self._biased(looks, places):
             return Seen(rotate(keys, places.past), values)
-        counts = [piece.pairs[layer][0].shape[1] for piece in pieces]
+        counts = tuple(piece.pairs[layer][0].shape[1] for piece in pieces)
         where_L3 = _where(pieces, layer, places, counts, cast(Asking, rotate).grid, keys.device)
         turned = rotate(keys, places.past) if whole else cast(Asking, rotate).at(keys, where_L3)
         return Seen(turned, values, self._bias(looks, layer, places, counts, where_L3, keys.shape[2]))
@@ -84,26 +86,26 @@ class StoreView:
         )
 
     def _bias(
-        self, looks: Sequence[Look], layer: int, places: Places, counts: list[int], where_L3: Tensor, heads: int
+        self, looks: Sequence[Look], layer: int, places: Places, counts: tuple[int, ...], where_L3: Tensor, heads: int
     ) -> Tensor | None:
         """What is added to the logits [heads or 1, frames or 1, L]: the mass of merged tokens, minus infinity for heads
         that do not look, and the decay with distance."""
         if not self._biased(looks, places):
             return None
         device = where_L3.device
-        bias_HN = torch.tensor([[piece.log_mass for piece, _ in looks]], device=device)
+        bias_HL = per_token(tuple(piece.log_mass for piece, _ in looks), counts, device).float()[None]
         if any(piece.heads is not None or heads_H is not None for piece, heads_H in looks):
             looking_NH = torch.ones(len(looks), heads, dtype=torch.bool, device=device)
             for number, (piece, heads_H) in enumerate(looks):
                 if piece.heads is not None:
-                    owned = piece.heads[layer].to(device)
-                    looking_NH[number] = torch.zeros_like(looking_NH[number]).index_fill(0, owned, True)
+                    looking_NH[number] = torch.zeros_like(looking_NH[number]).index_fill(0, piece.heads[layer], True)
                 if heads_H is not None:
                     looking_NH[number] &= heads_H
-            bias_HN = bias_HN.expand(heads, -1).masked_fill(~looking_NH.T, -torch.inf)
-        bias = bias_HN.repeat_interleave(torch.tensor(counts, device=device), 1, output_size=sum(counts))[:, None]
+            owner_L = per_token(tuple(range(len(looks))), counts, device).long()
+            bias_HL = bias_HL.expand(heads, -1).masked_fill(~looking_NH[owner_L].T, -torch.inf)
+        bias = bias_HL[:, None]
         if places.decay:
-            own = torch.tensor(places.own, dtype=torch.float64, device=device)
+            own = per_token(places.own, (1,) * len(places.own), device)
             bias = bias - (places.decay * (own[:, None] - where_L3[:, 0]).abs()).float()
         return bias
 
@@ -134,25 +136,34 @@ def _widened(pieces: list[Piece], layer: int, which: int, rotate: Rotate) -> lis
             found.append(piece)
             continue
         wide = x_BLHD.new_zeros(*x_BLHD.shape[:2], total, x_BLHD.shape[3])
-        wide = wide.index_copy(2, piece.heads[layer].to(wide.device), x_BLHD)
+        wide = wide.index_copy(2, piece.heads[layer], x_BLHD)
         pairs = tuple((wide, wide) if i == layer else pair for i, pair in enumerate(piece.pairs))
         found.append(replace(piece, pairs=pairs, slot=None))
     return found
 
 
 def _where(
-    pieces: Sequence[Piece], layer: int, places: Places, counts: list[int], grid: tuple[int, int], device: torch.device
-) -> Tensor:
+    pieces: Sequence[Piece], layer: int, places: Places, counts: tuple[int, ...], grid: tuple[int, int],
+    device: torch.device,
+) -> Tensor:  # fmt: skip
     """(time, row, column) of every token of pieces that stand at `places` [L, 3], float64."""
-    within = [whole_frame(grid) if piece.where is None else piece.where[layer] for piece in pieces]
-    where_L3 = torch.cat([part.to(device, torch.float64) for part in within])
-    at_N = torch.tensor(places.past, dtype=torch.float64, device=device)
-    at_L = at_N.repeat_interleave(torch.tensor(counts, device=device), output_size=sum(counts))
+    where_L3 = torch.cat([whole_frame(grid, device) if piece.where is None else piece.where[layer] for piece in pieces])
+    at_L = per_token(places.past, counts, device)
     return torch.cat([where_L3[:, :1] + at_L[:, None], where_L3[:, 1:]], 1)
 
 
+@lru_cache(maxsize=KEPT)
+@torch.inference_mode(False)
+def per_token(values: tuple[float, ...], counts: tuple[int, ...], device: torch.device) -> Tensor:
+    """Each value as often as its piece has tokens [L], float64; not to be changed. Kept, since moving it to a GPU waits
+    for the GPU, and most layers of a block ask for the same."""
+    of_all_L = torch.tensor(values, dtype=torch.float64).repeat_interleave(torch.tensor(counts))
+    return of_all_L.to(device)
+
+
 @lru_cache(maxsize=8)
-def whole_frame(grid: tuple[int, int]) -> Tensor:
+@torch.inference_mode(False)
+def whole_frame(grid: tuple[int, int], device: torch.device) -> Tensor:
     """(0, row, column) of every token of a frame [L, 3], float64; not to be changed."""
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
-    return torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1).double()
+    return torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1).double().to(device)

@@ -27,6 +27,11 @@ class Window(Policy):
         """Window and sink."""
         return self.frames + self.sink
 
+    @property
+    def reach(self) -> int | None:
+        """The window, without a sink."""
+        return None if self.sink else self.frames
+
     def visible(self, committed: tuple[int, ...], start: int) -> tuple[int, ...]:
         """Frames in [start - frames, start) and below `sink`."""
         return tuple(f for f in committed if f < start and (f >= start - self.frames or f < self.sink))

@@ -48,6 +48,7 @@ def batch(
     router: options.Router = "",
     past: options.Past = "",
     positions: options.Positions = "",
+    noise: options.Noise = "",
     guard: options.Guard = "",
     scale: options.Scale = 0,
     threads: options.Threads = 0,
@@ -56,9 +57,10 @@ def batch(
 ) -> None:
     """Make a video of every row, and go on where an earlier run ended: rows that are done are left as they are.
 
-    A row has a prompt and perhaps id, seconds, seed, router, memory, positions, guard, size, scale, timeline, image,
-    continue; options here hold for rows that do not say. A row that fails is told of by its line and stops nothing.
-    Ends with code 0 when all rows are done, 2 when some ask for what cannot be made, 1 when something else failed.
+    A row has a prompt and perhaps id, seconds, seed, router, memory, positions, noise, guard, size, scale, timeline,
+    image, continue; options here hold for rows that do not say. A row that fails is told of by its line and stops
+    nothing. Ends with code 0 when all rows are done, 2 when some ask for what cannot be made, 1 when something else
+    failed.
     """
     from arvid.cli.batching import Models
     from arvid.cli.clusters import absolute, spread, workers_of
@@ -70,9 +72,9 @@ def batch(
     text, beside = _text(rows)
     defaults = {
         "seconds": seconds, "seed": seed, "router": router, "memory": past, "positions": positions, "guard": guard,
-        "scale": scale,
+        "noise": noise, "scale": scale,
     }  # fmt: skip
-    check_specs(router, past, positions, guard)
+    check_specs(router, past, positions, guard, noise)
     found = read_rows(text, beside, defaults)
     models = Models(absolute(model), absolute(drafter), device, threads)
     with Folder(output) as folder:

@@ -58,12 +58,11 @@ def doctor(
     from arvid.cli.families import source_of
     from arvid.cli.needs import Ask, needs_of, parts_of, plan_of
     from arvid.models.planning import ways
-    from arvid.rollout.flow import TOGETHER
 
     model, drafter = parts.model, parts.drafter
     known, ask = parts_of(model, drafter, source_of(parts)), Ask(wanted, seconds, past, router)
     here = devices()
-    needs = needs_of(known, ask, 1 if len(here) > 1 else TOGETHER)
+    needs = needs_of(known, ask, together("cuda" if len(here) > 1 else "cpu"))
     found = list(ways(needs, here))
     asked = {"model": model, "drafter": drafter or None, "size": list(wanted or known.card.size), "seconds": seconds,
              "past": past or known.card.past, "blocks": len(plan_of(known, ask))}  # fmt: skip
@@ -72,6 +71,8 @@ def doctor(
         return
     for line in _told(asked, needs, here, found):
         typer.echo(line)
+    fitting = next((way.what for way in found if not way.lacking(here)), None)
+    typer.echo(f"fits: {fitting}" if fitting else _remedy(needs_of(known, ask, together("cuda"))))
 
 
 class Alive(Protocol):
@@ -85,18 +86,22 @@ class Alive(Protocol):
 def require(needs: Sequence[Need], placement: Placement, how: How, alive: Alive) -> None:
     """Raises ValueError with the numbers when a run would not fit where it is placed, run as `how` says; `alive` says
     which parts are there at the same time."""
-    from arvid.models.planning import at_rest, in_8_bits, refuse, resting
+    from arvid.models.planning import Way, at_rest, in_8_bits, refuse, resting, unrounded
 
     place = {need.role: _named(placement.of(VAE.get(need.role, need.role))) for need in needs}
     asked = in_8_bits(needs) if how.quantise else list(needs)
     needed = alive(resting(asked, how.offload), place)
-    host = at_rest(asked, how.offload)
-    if how.quantise:
-        # What is rounded on its way to another device begins as it is on the CPU, one transformer after the other.
-        host += max((n.weights for n in needs if n.layers and place[n.role] != "cpu"), default=0)
+    host = at_rest(asked, how.offload) + (unrounded(needs, place) if how.quantise else 0)
     if host:
         needed["cpu"] = needed.get("cpu", 0) + host
-    refuse(asked, devices(), place, needed)
+    refuse(needs, devices(), Way("as asked", place, needed), resting(asked, how.offload))
+
+
+def together(kind: str) -> int:
+    """Pending blocks that a kind of device writes to a past in one pass (see `arvid.pipeline`)."""
+    from arvid.rollout.flow import TOGETHER
+
+    return TOGETHER if kind == "cpu" else 1
 
 
 def _named(device: torch.device) -> str:
@@ -188,19 +193,17 @@ def _told(asked: dict[str, Any], needs: list[Need], here: list[Device], found: l
         sizes = ", ".join(f"{name} {gib(count)}" for name, count in way.needed.items())
         missing = ", ".join(f"{gib(count)} more on {name}" for name, count in lacking.items())
         lines.append(f"{'no ' if lacking else 'yes'} {way.what}: {sizes}{f'; lacks {missing}' if lacking else ''}")
-    fitting = next((way.what for way in found if not way.lacking(here)), None)
-    lines.append("")
-    lines.append(f"fits: {fitting}" if fitting else _remedy(needs))
-    return lines
+    return [*lines, ""]
 
 
 def _remedy(needs: list[Need]) -> str:
-    """What would help a machine on which nothing fits."""
+    """What would help a machine on which nothing fits; the needs are those on a GPU."""
     from arvid.models.planning import RESERVE, SPARE, Device, gib, ways
 
     cards = [Device(name, "", 0, 0) for name in ("cpu", "cuda:0", "cuda:1")]
     offers = []
     for way in ways(needs, cards):
-        sizes = [gib(count * (1 + SPARE) + RESERVE["cuda"]) for name, count in way.needed.items() if name != "cpu"]
-        offers.append(f"{' and '.join(sizes)} ({way.what})")
+        sizes = {name: gib(count * (1 + SPARE) + RESERVE[name.split(":")[0]]) for name, count in way.needed.items()}
+        host = f", {sizes.pop('cpu')} of main memory" if "cpu" in sizes else ""
+        offers.append(f"{' and '.join(sizes.values())} ({way.what}{host})")
     return f"does not fit. GPUs that would do, by what must be free: {'; '.join(offers)}. A shorter --past needs less"

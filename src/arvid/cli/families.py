@@ -27,9 +27,9 @@ from arvid.models.planning import after_text, most
 from arvid.models.preparing import How
 from arvid.models.text import TextEncoder
 from arvid.pipeline import Family, Pipeline, Request
-from arvid.rollout.flow import TOGETHER
 from arvid.rollout.guard import GUARDS
 from arvid.rollout.routers import ROUTERS
+from arvid.samplers.noise import NOISES
 from arvid.worlds import grammar
 
 OF_FILES = ("weights", "profile")
@@ -45,12 +45,12 @@ def set_up(threads: int) -> None:
     logging.disable_progress_bar()
 
 
-def check_specs(router: str, past: str, positions: str = "", guard: str = "") -> None:
-    """Raises ValueError for a router, a past, positions or a guard that does not exist, and for a file that one of them
-    names and would read when the video is half made, before anything is loaded."""
+def check_specs(router: str, past: str, positions: str = "", guard: str = "", noise: str = "") -> None:
+    """Raises ValueError for a router, a past, positions, a guard or noise that does not exist, and for a file that one
+    of them names and that is not there, before anything is loaded."""
     known: tuple[tuple[str, Mapping[str, Callable[..., Any]], str], ...] = (
         (router, ROUTERS, "router"), (past, POLICIES, "past"), (positions, POSITIONS, "positions"),
-        (guard, GUARDS, "guard"),
+        (guard, GUARDS, "guard"), (noise, NOISES, "noise"),
     )  # fmt: skip
     for text, registry, what in known:
         found = spec.build(text, registry, what) if text else None
@@ -74,23 +74,19 @@ def opened(parts: Parts, running: Running, ask: Ask | None = None, prompts: Sequ
     Raises ValueError for what cannot be done or does not fit the machine, and for missing or damaged files.
     """
     placement, how = placement_of(running), how_of(running)
+    together = doctor.together(placement.home.type)
     size = ask.size if ask else None
     if is_checkpoint(parts.model):
         found = find(source_of(parts, size))
         if ask and not doctor.small(found.bytes, ask):
-            doctor.require(needs_of(parts_as_found(found), ask, _together(placement)), placement, how, after_text)
+            doctor.require(needs_of(parts_as_found(found), ask, together), placement, how, after_text)
         return _pipeline(open_family(found, placement, how, prompts), running, placement)
     if alien := parts.of_checkpoints:
         raise ValueError(f"{', '.join(alien)} with {parts.model}, a family directory that has its own; leave it out")
     if ask and not doctor.small(bytes_at(directory_of(parts.model)), ask):
         known = parts_of(parts.model, parts.drafter)
-        doctor.require(needs_of(known, ask, _together(placement)), placement, how, most)
+        doctor.require(needs_of(known, ask, together), placement, how, most)
     return _pipeline(open_packaged(directory_of(parts.model), parts.drafter, placement, how), running, placement)
-
-
-def _together(placement: Placement) -> int:
-    """Pending blocks that are written in one pass (see `arvid.pipeline`)."""
-    return TOGETHER if placement.home.type == "cpu" else 1
 
 
 def _pipeline(family: Family, running: Running, placement: Placement) -> Pipeline:
@@ -138,7 +134,7 @@ def checked_device(name: str) -> str:
         where = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"unknown device {name!r}; use cpu, cuda or cuda:NUMBER") from error
-    if where.type not in ("cpu", "cuda") and not (where.type == "mps" and torch.backends.mps.is_available()):
+    if where.type not in ("cpu", "cuda"):
         raise ValueError(f"device {name!r} cannot be used here; use cpu, cuda or cuda:NUMBER")
     if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {name!r} asked for; torch sees {torch.cuda.device_count()} GPUs; use cpu")

@@ -38,6 +38,7 @@ def generate(
     router: options.Router = "",
     past: options.Past = "",
     positions: options.Positions = "",
+    noise: options.Noise = "",
     timeline: options.Timeline = "",
     guard: options.Guard = "",
     image: options.Picture = "",
@@ -76,9 +77,10 @@ def generate(
     from arvid.pipeline import Request
 
     set_up(threads)
-    check_specs(router, past, positions, guard)
+    check_specs(router, past, positions, guard, noise)
     start = start_of(image, clip)
-    requests = [Request(text, seconds, seed, router, past, wanted, entries, guard, positions) for text in texts]
+    asked = Request("", seconds, seed, router, past, wanted, entries, guard, positions, noise)
+    requests = [replace(asked, prompt=text) for text in texts]
     made_of = {**asdict(parts), "quantise": running.quantise}
     jobs = [
         Order(request, place, scale, parts.model, parts.drafter, start, save_every, made_of=made_of)

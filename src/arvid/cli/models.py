@@ -114,6 +114,7 @@ def _transformer(facts: dict[str, Any]) -> list[tuple[str, str]]:
     for family in families:
         name = "steps" if len(families) == 1 else f"steps of {family['name']}"
         rows.append((name, _steps(family)))
+        rows += [("router", family["router"])] if family["router"] != "target" else []
         rows += [("note", family["note"])] if family["note"] else []
     rows += [("merged", f"{lora['path']} ({_rank(lora)})") for lora in facts["loras"]]
     rows.append(("licence", facts["licence"] or "not said by the files; see where they come from"))

@@ -99,6 +99,14 @@ Positions = Annotated[
         help="Where frames of the past stand, for example relative:limit=21. Default: as in training.",
     ),
 ]
+Noise = Annotated[
+    str,
+    typer.Option(
+        "--noise",
+        metavar="SPEC",
+        help="What blocks begin from: white, or antiphase:rho=-0.5 for more motion. Default: white.",
+    ),
+]
 Guard = Annotated[
     str,
     typer.Option(

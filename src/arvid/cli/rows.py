@@ -25,8 +25,8 @@ from arvid.rollout import timeline
 TEXT, NUMBER, COUNT = "text", "a number", "a whole number"
 FIELDS: dict[str, tuple[str, ...]] = {
     "prompt": (TEXT,), "id": (TEXT,), "seconds": (NUMBER,), "seed": (COUNT,), "router": (TEXT,), "memory": (TEXT,),
-    "positions": (TEXT,), "guard": (TEXT,), "size": (TEXT,), "scale": (COUNT,), "image": (TEXT,), "continue": (TEXT,),
-    "timeline": (TEXT, "a list"),
+    "positions": (TEXT,), "noise": (TEXT,), "guard": (TEXT,), "size": (TEXT,), "scale": (COUNT,), "image": (TEXT,),
+    "continue": (TEXT,), "timeline": (TEXT, "a list"),
 }  # fmt: skip
 """What a row may say. `memory` is what `--memory` is, `image` and `continue` name files."""
 KINDS: dict[str, tuple[type, ...]] = {TEXT: (str,), NUMBER: (int, float), COUNT: (int,), "a list": (list,)}
@@ -116,7 +116,7 @@ def _understood(line: int, name: str, found: dict[str, Any], beside: Path) -> Ro
     request = Request(
         prompt.strip(), float(found.get("seconds", 5.0)), found.get("seed", 0), found.get("router", ""),
         found.get("memory", ""), size_of(found.get("size", "")), entries, found.get("guard", ""),
-        found.get("positions", ""),
+        found.get("positions", ""), found.get("noise", ""),
     )  # fmt: skip
     image, clip = (str(beside / found[kind]) if found.get(kind) else "" for kind in ("image", "continue"))
     scale = found.get("scale", 0)

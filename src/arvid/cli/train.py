@@ -65,10 +65,7 @@ def train(
     from arvid.cli.families import checked_device, set_up
 
     module = importlib.import_module(RECIPES[recipe])
-    chosen = stage or list(module.STAGES)
-    for name in chosen:
-        if name not in module.STAGES:
-            raise ValueError(f"recipe {recipe!r} has no stage {name!r}; its stages: {', '.join(module.STAGES)}")
+    chosen = _chosen(recipe, stage, module.STAGES)
     sizes = _sized(_set(module.Sizes(), sized or []), chosen, steps)
     called = workers == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun has begun this process and others
     several = "--workers" if workers > 1 else "torchrun" if called else ""
@@ -107,6 +104,14 @@ def _help(module: str, stage: str, runs: Path, sizes: Any, threads: int, device:
     set_up(threads)
     settle(Workers.here().device(device))
     importlib.import_module(module).STAGES[stage](runs, sizes, lambda row: None)
+
+
+def _chosen(recipe: str, stages: list[str] | None, known: Collection[str]) -> list[str]:
+    """The stages asked for, all of them if none is. Raises ValueError for one that is not known."""
+    for name in stages or ():
+        if name not in known:
+            raise ValueError(f"recipe {recipe!r} has no stage {name!r}; its stages: {', '.join(known)}")
+    return stages or list(known)
 
 
 def _check(asked: str, recipe: str, stages: list[str], able: Collection[str]) -> None:

@@ -29,10 +29,12 @@ from arvid.evals.signals import Drift, Seams
 from arvid.worlds import oracle
 
 BUDGETS, HORIZONS = (6, 9, 12, 16), (1, 4, 12)
-FULL, SINK, TARGET = "full", "sink", "target"
+FULL, SINK, WINDOW, TARGET = "full", "sink", "window", "target"
 OWN, ALL = "own", "all"
-POSITIONS = ("absolute", "rephase", "relative:limit={trained}", "flex:trained={trained}", "decay", "cyclic:period=33")
+POSITIONS = ("absolute", "rephase", "relative:limit={trained}", "flex:trained={trained}", "decay")
 """The schemes of a whole grid; `trained` is the training length in latent frames."""
+CYCLE = "cyclic:period=33"
+"""Only for a past that drops all old frames: `window`, with which it was published (Ca2-VDM, 2411.16375)."""
 STRIDE = 4
 """Frames of a latent frame; the first latent frame of a video stands for one."""
 
@@ -85,7 +87,7 @@ class Rule:
 ALL_OF_IT = share(1, 1)
 RULES: dict[str, Rule] = {
     "full": Rule(positions="absolute", whole=(), control=True),
-    "window": Rule({"frames": ALL_OF_IT}, control=True),
+    WINDOW: Rule({"frames": ALL_OF_IT}, control=True),
     "random": Rule({"frames": ALL_OF_IT, "recent": fixed(3)}, control=True),
     "sink": Rule({"frames": ALL_OF_IT, "sink": fixed(3)}),
     "deep": Rule({"frames": ALL_OF_IT, "sink": share(10, 16), "recent": share(4, 16)}, "rephase"),
@@ -170,6 +172,11 @@ def cell(
     )  # fmt: skip
 
 
+def schemes(policy: str) -> tuple[str, ...]:
+    """The positions that go with a policy at every budget of at most 30 frames."""
+    return (*POSITIONS, CYCLE) if policy == WINDOW else POSITIONS
+
+
 def cells(
     policies: Sequence[str],
     budgets: Sequence[int],
@@ -178,15 +185,16 @@ def cells(
     extras: Mapping[str, Mapping[str, str]] | None = None,
     levels: Sequence[float] = (0.0,),
 ) -> tuple[Cell, ...]:
-    """Every competitor, each once: policies at all budgets under all positions with blocks remembered at all noise
-    levels, and once more with `extras` (further options by policy, such as trained weights)."""
-    named = [scheme for word in positions for scheme in (POSITIONS if word == ALL else (word,))]
+    """Every competitor, each once: policies at all budgets under all positions (`all`: every scheme that goes with a
+    policy) with blocks remembered at all noise levels, and once more with `extras` (further options by policy, such as
+    trained weights)."""
     found = [
         cell(policy, budget, where, trained, extra, level)
         for level in levels
         for budget in budgets
         for policy in policies
-        for where in named
+        for word in positions
+        for where in (schemes(policy) if word == ALL else (word,))
         for extra in (None, *([extras[policy]] if extras and policy in extras else []))
     ]
     return tuple(dict.fromkeys(found))

@@ -43,6 +43,14 @@ def turning_rates(pairs: int, stretch: Stretch | None = None) -> Tensor:
 
 @lru_cache(maxsize=KEPT)
 @torch.inference_mode(False)
+def axis_rates(head_size: int, device: torch.device = CPU, stretch: Stretch | None = None) -> tuple[Tensor, ...]:
+    """Turning rates [pairs] of frame, row and column; a stretch holds on the axis of time alone."""
+    stretches = (stretch, None, None)
+    return tuple(turning_rates(*axis).to(device) for axis in zip(axis_pairs(head_size), stretches, strict=True))
+
+
+@lru_cache(maxsize=KEPT)
+@torch.inference_mode(False)
 def angles(
     frames: tuple[float, ...],
     rows: int,
@@ -52,29 +60,28 @@ def angles(
     stretch: Stretch | None = None,
 ) -> Tensor:
     """Unit complex numbers [L, head_size / 2] of the tokens of `frames`, row by row; L = len(frames)*rows*columns.
-    Computed in float64 once per set of positions and kept as complex64; made outside inference mode, because a training
-    step may meet what an evaluation made. A `stretch` holds on the axis of time alone."""
+    Computed in float64 once per set of positions, frame by frame, row by row and column by column, and kept as
+    complex64: they become those of all tokens on the device, which costs far less than to compute and to move them
+    there. Made outside inference mode, because a training step may meet what an evaluation made."""
     parts = []
-    for axis, (pairs, positions) in enumerate(
-        zip(axis_pairs(head_size), (frames, tuple(range(rows)), tuple(range(columns))), strict=True)
-    ):
-        rate = turning_rates(pairs, stretch if axis == 0 else None)
-        angle = torch.tensor(positions, dtype=torch.float64)[:, None] * rate
-        shape = [1, 1, 1, pairs]
-        shape[axis] = len(positions)
-        parts.append(angle.view(shape).expand(len(frames), rows, columns, pairs))
-    whole = torch.cat(parts, -1).flatten(0, 2)
-    return torch.polar(torch.ones_like(whole), whole).to(torch.complex64).to(device)
+    positions, rates = (frames, range(rows), range(columns)), axis_rates(head_size, CPU, stretch)
+    for axis, (places, rate) in enumerate(zip(positions, rates, strict=True)):
+        shape = [1, 1, 1, len(rate)]
+        shape[axis] = len(places)
+        units = _units(torch.tensor(places, dtype=torch.float64)[:, None] * rate).to(device)
+        parts.append(units.view(shape).expand(len(frames), rows, columns, -1))
+    return torch.cat(parts, -1).flatten(0, 2)
 
 
 def angles_at(places_L3: Tensor, head_size: int, stretch: Stretch | None = None) -> Tensor:
     """Unit complex numbers [L, head_size / 2] of single tokens at their (time, row, column), whole or not."""
-    parts = [
-        places_L3[:, axis, None].double() * turning_rates(pairs, stretch if axis == 0 else None).to(places_L3.device)
-        for axis, pairs in enumerate(axis_pairs(head_size))
-    ]
-    whole = torch.cat(parts, -1)
-    return torch.polar(torch.ones_like(whole), whole).to(torch.complex64)
+    rates = axis_rates(head_size, places_L3.device, stretch)
+    return _units(torch.cat([places_L3[:, axis, None].double() * rate for axis, rate in enumerate(rates)], -1))
+
+
+def _units(angles: Tensor) -> Tensor:
+    """Unit complex numbers of angles in float64, as complex64."""
+    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
 
 
 def rotate(x_BLHD: Tensor, angles_LE: Tensor) -> Tensor:

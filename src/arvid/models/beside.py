@@ -44,8 +44,9 @@ class TextAt:
     config: UMT5Config
 
     def load(self, length: int, device: torch.device) -> WanTextEncoder:
-        """The encoder for prompts of `length` tokens, in the type of its weights."""
-        return WanTextEncoder.load(self.path, length, self.tokenizer).to(device)
+        """The encoder for prompts of `length` tokens, in bf16, as its authors run it: a folder of transformers may hold
+        it in fp32, twice as large."""
+        return WanTextEncoder.load(self.path, length, self.tokenizer, torch.bfloat16).to(device)
 
 
 @dataclass(frozen=True, eq=False)

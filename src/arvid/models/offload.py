@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from arvid.layers.quantise import plain_parts
+from arvid.models.pinned import pinned
 from arvid.models.wan.transformer import CausalWan
 
 AHEAD = 2
@@ -34,7 +35,7 @@ class Layer:
 
     def __init__(self, where: Where, device: torch.device) -> None:
         self.where = where
-        self.rest = [_at_rest(module._parameters[name], device) for module, name in where]
+        self.rest = _at_rest([module.get_parameter(name) for module, name in where], device)
         self.place: Place | None = None
         self.leave()
 
@@ -169,32 +170,36 @@ def _on_demand(module: nn.Module, device: torch.device) -> None:
     layer = Layer(_weights(module, ()), device)
 
     def entering(part: nn.Module, given: Any) -> None:
-        layer.enter([nn.Parameter(weight.detach().to(device), requires_grad=False) for weight in layer.rest])
+        layer.enter([_remade(weight, lambda x: x.to(device)) for weight in layer.rest])
 
     module.register_forward_pre_hook(entering)
     module.register_forward_hook(lambda part, given, made: layer.leave(), always_call=True)
 
 
+def _at_rest(weights: Sequence[nn.Parameter], device: torch.device) -> list[nn.Parameter]:
+    """Weights on the host; for a GPU in pinned memory, from which it copies while it computes."""
+    parts = [part for weight in weights for part in plain_parts(weight)]
+    resting = iter(pinned(parts, device) if device.type == "cuda" else parts)
+    return [_remade(weight, lambda x: next(resting)) for weight in weights]
+
+
+def _like(weight: nn.Parameter, device: torch.device) -> nn.Parameter:
+    """Room for a weight on a device."""
+    return _remade(weight, lambda x: torch.empty_like(x, device=device))
+
+
+def _remade(weight: nn.Parameter, make: Callable[[Tensor], Tensor]) -> nn.Parameter:
+    """A weight of the same kind, its plain tensors made by `make`. Never one of inference mode, in which weights of
+    several tensors cannot even be detached: it may be made while a video is."""
+    with torch.inference_mode(False), torch.no_grad():
+        return nn.Parameter(_rebuilt(weight.detach(), make), requires_grad=False)
+
+
 def _rebuilt(weight: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
-    """A weight of the same kind, its plain tensors made by `make` from those of `weight`."""
+    """What `_remade` wraps: a tensor in place of a tensor."""
     if not is_traceable_wrapper_subclass(weight):
         return make(weight)
     names, context = weight.__tensor_flatten__()
     inner = {name: _rebuilt(getattr(weight, name), make) for name in names}
     whole: Tensor = type(weight).__tensor_unflatten__(inner, context, weight.size(), weight.stride())
     return whole
-
-
-def _like(weight: nn.Parameter, device: torch.device) -> nn.Parameter:
-    """Room for a weight on a device."""
-    with torch.inference_mode(False), torch.no_grad():
-        held = _rebuilt(weight.detach(), lambda x: torch.empty_like(x, device=device))
-        return nn.Parameter(held, requires_grad=False)
-
-
-def _at_rest(weight: nn.Parameter | None, device: torch.device) -> nn.Parameter:
-    """The weight on the host, pinned where that makes copies faster."""
-    assert weight is not None
-    with torch.inference_mode(False), torch.no_grad():
-        held = _rebuilt(weight.detach(), lambda x: x.pin_memory() if device.type == "cuda" else x)
-        return nn.Parameter(held, requires_grad=False)

@@ -33,6 +33,9 @@ from arvid.types import (
 
 CONDITIONS_KEPT = 4
 """Conditions that are kept on the other side of a border: a model knows a prompt again by the object."""
+KINDS = ("cpu", "cuda", "meta")
+"""Devices that models run on, and the one without data. Others (mps) lack float64, in which noise levels and positions
+become angles."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ def _there(role: str, name: str) -> None:
         raise ValueError(
             f"{role} is placed on {name!r}, which is no device; use cpu, cuda or cuda:NUMBER, like {role}=cuda:0"
         ) from error
+    if device.type not in KINDS:
+        raise ValueError(f"{role} is placed on {name}, where no model runs; use cpu, cuda or cuda:NUMBER")
     seen = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= seen:
         raise ValueError(f"{role} is placed on {name}, and torch sees {seen} GPUs; place it on one of them or on cpu")
@@ -136,8 +141,9 @@ class PlacedDecoder:
         self.inner, self._device = inner, device
 
     def decode(self, z_BTCHW: Tensor, state: DecoderState | None = None) -> tuple[Tensor, DecoderState]:
-        """Pixels of the next latents, and the state after them."""
-        return self.inner.decode(z_BTCHW.to(self._device), state)
+        """Pixels of the next latents, and the state after them; a state that was read from a file comes from home."""
+        there = None if state is None else tuple(held.to(self._device) for held in state)
+        return self.inner.decode(z_BTCHW.to(self._device), there)
 
 
 @runtime_checkable

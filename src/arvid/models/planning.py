@@ -33,6 +33,8 @@ INT8 = 0.52
 """Bytes of a transformer with weights of 8 bits, of those with 16: matrices are halved, scales and norms stay."""
 AHEAD = 2
 """Layers that are on the device at once when the others rest on the CPU: the one that computes and the next."""
+HOST = "transformers whose layers rest there, or that are rounded on their way"
+"""What needs a CPU on which no part stands."""
 
 
 class _Counting(TorchDispatchMode):
@@ -210,8 +212,9 @@ def ways(needs: Sequence[Need], devices: Sequence[Device]) -> Iterator[Way]:
     apart = {part.role: main if part.layers else second for part in needs}
     yield Way("text, decoder and reward on a second GPU", apart, most(needs, apart),
               f"--place vae={second},reward={second},text={second}")  # fmt: skip
-    yield Way("transformers in 8 bits, the text encoder leaves", everything, after_text(in_8_bits(needs), everything),
-              "--quantise int8")  # fmt: skip
+    rounded = after_text(in_8_bits(needs), everything)
+    yield Way("transformers in 8 bits, the text encoder leaves", everything, {
+        **rounded, "cpu": unrounded(needs, everything)}, "--quantise int8")  # fmt: skip
     roles = tuple(part.role for part in needs if part.layers)
     needed = after_text(resting(needs, roles), everything)
     yield Way("layers of the transformers rest on the CPU, the text encoder leaves", everything, {
@@ -230,6 +233,12 @@ def in_8_bits(needs: Sequence[Need]) -> list[Need]:
     return [replace(part, weights=int(part.weights * INT8)) if part.layers else part for part in needs]
 
 
+def unrounded(needs: Sequence[Need], place: Mapping[str, str]) -> int:
+    """Bytes on the CPU while transformers are rounded to 8 bits on their way to another device: they begin there as
+    they are, one after the other."""
+    return max((part.weights for part in needs if part.layers and place[part.role] != "cpu"), default=0)
+
+
 def resting(needs: Sequence[Need], roles: Sequence[str]) -> list[Need]:
     """The needs, where they compute, when the layers of some transformers rest on the CPU (see `at_rest`)."""
     return [_offloaded(part) if part.role in roles else part for part in needs]
@@ -246,26 +255,25 @@ def _offloaded(part: Need) -> Need:
     return replace(part, weights=int(part.weights * share))
 
 
-def refuse(
-    needs: Sequence[Need], devices: Sequence[Device], place: Mapping[str, str], needed: Mapping[str, int] | None = None
-) -> None:
-    """Raise ValueError with the numbers when a run does not fit where it is asked for, naming the first way that
-    would. `needed` are the most bytes at once by device, where the run is not the plainest."""
-    asked = Way("as asked", place, most(needs, place) if needed is None else needed)
+def refuse(needs: Sequence[Need], devices: Sequence[Device], asked: Way, as_run: Sequence[Need] | None = None) -> None:
+    """Raise ValueError with the numbers when a run does not fit as it is asked for, naming the first way that would.
+    `needs` are those of the plainest run; `as_run`, where they differ, those of this one."""
     lacking = asked.lacking(devices)
     if not lacking:
         return
     name, missing = next(iter(lacking.items()))
     here = next((device for device in devices if device.name == name), None)
     parts = ", ".join(
-        f"{part.role} {gib(part.weights + part.kept + part.working)}" for part in needs if place[part.role] == name
+        f"{part.role} {gib(part.weights + part.kept + part.working)}"
+        for part in as_run or needs
+        if asked.place[part.role] == name
     )
     fitting = next((way for way in ways(needs, devices) if not way.lacking(devices)), None)
     remedy = "no way to run it fits this machine: arvid doctor lists them"
     if fitting:
         remedy = f"what fits: {fitting.what}{f' ({fitting.option})' if fitting.option else ''}"
     raise ValueError(
-        f"{name} has {gib(here.free if here else 0)} free and {gib(asked.needed[name])} are needed ({parts}), "
+        f"{name} has {gib(here.free if here else 0)} free and {gib(asked.needed[name])} are needed ({parts or HOST}), "
         f"{gib(missing)} too much; {remedy}"
     )
 

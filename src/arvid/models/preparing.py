@@ -23,7 +23,8 @@ class How:
     """How transformers run: the kind of 8 bits their weights are rounded to (empty: not at all), the roles whose layers
     rest on the CPU, and whether blocks are compiled.
 
-    Raises ValueError for an unknown kind or role, and for layers that shall rest and be compiled.
+    Raises ValueError for an unknown kind or role, and for layers that shall rest and be compiled, or be rounded to a
+    kind that is made on a GPU only.
     """
 
     quantise: str = ""
@@ -39,6 +40,11 @@ class How:
             raise ValueError(
                 f"layers of {' and '.join(self.offload)} shall rest on the CPU and be compiled; they change their "
                 "place at every pass: give --offload or --compile"
+            )
+        if self.offload and self.quantise == "fp8-dynamic":
+            raise ValueError(
+                f"layers of {' and '.join(self.offload)} shall rest on the CPU and be rounded there to fp8-dynamic, "
+                "which only a GPU can: give --quantise fp8 or int8, or leave --offload out"
             )
 
     def begins_on(self, role: str, device: torch.device) -> torch.device:

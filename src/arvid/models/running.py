@@ -24,15 +24,22 @@ Made = TypeVar("Made")
 # ---------------------------------------------------------------- compiled
 
 
+GRAPHS = 64
+"""Graphs that a part of a block may have: one for every number of frames and of videos in a pass, of every model."""
+
+
 def compile_blocks(model: CausalWan, mode: str = "default") -> int:
-    """Compile, in place, what every block does with tensors of the same shapes in every pass; returns the number of
-    compiled parts. What depends on the past (its length grows until the window is full) stays as it is, so no block
-    has anything compiled anew; all layers share one graph. `mode` is torch's: `reduce-overhead` records CUDA graphs.
-    The first pass takes the time of compiling."""
+    """Compile, in place, what every block does apart from the past, which is longer at every block until the window is
+    full; returns the number of compiled parts. All layers share one graph for each number of frames and of videos in a
+    pass; a pass with new ones takes the time of compiling. Behind `GRAPHS` of them a pass runs as it is. `mode` is
+    torch's: `reduce-overhead` records CUDA graphs."""
+    # All models of a process have the same code, and torch counts its graphs by that; it stops at 8 by itself.
+    config = torch._dynamo.config
+    config.cache_size_limit = max(config.cache_size_limit, GRAPHS)
     for block in model.blocks:
         assert isinstance(block, WanBlock)
         for part in (block.enter, block.leave):
-            setattr(block, part.__name__, torch.compile(part, mode=mode, dynamic=False, fullgraph=True))
+            setattr(block, part.__name__, torch.compile(part, mode=mode, dynamic=False))
     return 2 * len(model.blocks)
 
 

@@ -63,12 +63,18 @@ class TextEncoder(nn.Module):
         return cls(tokenizer, model.eval(), length)
 
     @classmethod
-    def load(cls, directory: Path, length: int | None = None, tokenizer: Path | None = None) -> TextEncoder:
+    def load(
+        cls,
+        directory: Path,
+        length: int | None = None,
+        tokenizer: Path | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> TextEncoder:
         """Read what `save` or transformers wrote: config.json, safetensors weights and tokenizer.json.
 
         `tokenizer` is the tokenizer's directory where it is a separate one (the Wan layout); `length` overrides the
-        length the tokenizer states. Weights keep the type they are stored in. Raises ValueError when a file is
-        missing or damaged.
+        length the tokenizer states. Weights become `dtype` one by one, and keep the type they are stored in without.
+        Raises ValueError when a file is missing or damaged.
         """
         directory = Path(directory)
         place = Path(tokenizer or directory)
@@ -82,8 +88,9 @@ class TextEncoder(nn.Module):
         try:
             words = PreTrainedTokenizerFast.from_pretrained(str(place), local_files_only=True)
             model, found = UMT5EncoderModel.from_pretrained(
-                str(directory), local_files_only=True, use_safetensors=True, dtype="auto", output_loading_info=True
-            )
+                str(directory), local_files_only=True, use_safetensors=True, dtype=dtype or "auto",
+                output_loading_info=True,
+            )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"the text encoder in {directory} is damaged ({_line(error)}); fetch it again") from error
         if found["missing_keys"] or found["mismatched_keys"]:

@@ -86,17 +86,25 @@ class WanTextEncoder(TextEncoder):
     """A `TextEncoder` that cleans prompts as Wan does."""
 
     @classmethod
-    def load(cls, directory: Path, length: int | None = TEXT_LENGTH, tokenizer: Path | None = None) -> WanTextEncoder:
+    def load(
+        cls,
+        directory: Path,
+        length: int | None = TEXT_LENGTH,
+        tokenizer: Path | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> WanTextEncoder:
         """From a transformers directory (see `TextEncoder.load`), or from the original file; the tokenizer of the
         latter is the folder google/umt5-xxl beside it unless another is named.
 
-        Weights keep their type; those of the original file stay mapped. Raises ValueError for anything else.
+        Weights become `dtype`; without one they keep their type, and those of the original file stay mapped. Raises
+        ValueError for anything else.
         """
         path = Path(directory)
         if path.is_dir():
-            read = super().load(path, length, tokenizer)
+            read = super().load(path, length, tokenizer, dtype)
             return cls(read.tokenizer, read.model, read.length)
-        return cls.from_weights(tensors_of(path), tokenizer or path.parent / TOKENIZER, length or TEXT_LENGTH)
+        found = cls.from_weights(tensors_of(path), tokenizer or path.parent / TOKENIZER, length or TEXT_LENGTH)
+        return found if dtype is None else found.to(dtype)
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor], tokenizer: Path, length: int = TEXT_LENGTH) -> WanTextEncoder:

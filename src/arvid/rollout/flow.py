@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from arvid.rollout.devices import brought, device_of
 from arvid.rollout.reach import Reach
 from arvid.rollout.stage import Clock
 from arvid.samplers.steps import Step, add_noise, clean
@@ -62,9 +63,9 @@ class FlowWalker:
         return self._past.snapshot(), self.pending, self._room
 
     def restore(self, snapshot: tuple[Any, tuple[Pending, ...], int]) -> None:
-        """Go back to a snapshot."""
+        """Go back to a snapshot; its keys and values come to where the model is."""
         held, pending, self._room = snapshot
-        self._past.restore(held)
+        self._past.restore(brought(held, device_of(self._denoiser)))
         self._pending = list(pending)
 
     def rewrite(self, blocks: tuple[Pending, ...]) -> None:
@@ -92,7 +93,7 @@ class FlowWalker:
             trajectory.append(x_BTCHW)
         self._clock.count(self.name, len(sigmas) - 1)
         final = x_BTCHW if sigmas[-1] == 0 else x0
-        return Proposal(final, tuple(trajectory), self.name, len(sigmas) - 1, memory, sigmas[-2])
+        return Proposal(final, tuple(trajectory), self.name, len(sigmas) - 1, memory)
 
     def remember(self, move: Move, block_BTCHW: Tensor, condition: Condition) -> None:
         """A decided block: written to the past before the next walk, not now (it may never be needed)."""
@@ -125,21 +126,45 @@ class FlowWalker:
         self._forget()
         groups: list[list[Pending]] = []
         for entry in self._pending:
-            if groups and len(groups[-1]) < self._together and _joins(groups[-1], entry):
+            if groups and self._joins(groups[-1], entry):
                 groups[-1].append(entry)
             else:
                 groups.append([entry])
         self._pending = []
         return [group for group in groups if group[0][0].commit is not None]
 
+    def _joins(self, group: list[Pending], following: Pending) -> bool:
+        """Whether a pending block can be written in one pass with those before it. A past tells blocks apart by their
+        length, so all are as long as the first; only the last may be shorter."""
+        first, last = group[0], group[-1]
+        return (
+            len(group) < self._together
+            and following[2] is last[2]
+            and following[0].commit == last[0].commit
+            and following[0].span.start == last[0].span.stop
+            and len(following[0].span) <= len(last[0].span) == len(first[0].span)
+            and self._past.together(Span(first[0].span.start, following[0].span.stop))
+        )
+
     def _settle(self, move: Move, condition: Condition, noise: Noise) -> list[Pending]:
         """Write what is pending, except the blocks that may ride along with the first pass of `move`."""
         groups = self._groups()
-        riding = bool(groups) and self._riding and self._past.joint and _rides(groups[-1], move, condition)
-        riders = groups.pop() if riding else []
+        riders = groups.pop() if groups and self._rides(groups[-1], move, condition) else []
         for group in groups:
             self._write(group, noise)
         return riders
+
+    def _rides(self, group: list[Pending], move: Move, condition: Condition) -> bool:
+        """Whether pending blocks can be written in the first pass of a block under `condition`."""
+        first, last = group[0], group[-1]
+        return (
+            self._riding
+            and last[2] is condition
+            and last[0].span.stop == move.span.start
+            and len(move.span) <= len(last[0].span) == len(first[0].span)
+            and not self._past.listens
+            and self._past.together(Span(first[0].span.start, move.span.stop))
+        )
 
     def _write(self, group: list[Pending], noise: Noise) -> None:
         span, x_BTCHW, level = self._clean(group, noise)
@@ -183,25 +208,3 @@ class FlowWalker:
 def _drawer(noise: Noise, block: int, step: int, like: Tensor) -> Callable[[], Tensor]:
     """Noise of the shape and on the device of `like`, drawn when asked for."""
     return lambda: noise.draw(block, step, tuple(like.shape)).to(like.device)
-
-
-def _joins(group: list[Pending], following: Pending) -> bool:
-    """Whether a pending block can be written in one pass with those before it. A past tells blocks apart by their
-    length, so all are as long as the first; only the last may be shorter."""
-    first, last = group[0], group[-1]
-    return (
-        following[2] is last[2]
-        and following[0].commit == last[0].commit
-        and following[0].span.start == last[0].span.stop
-        and len(following[0].span) <= len(last[0].span) == len(first[0].span)
-    )
-
-
-def _rides(group: list[Pending], move: Move, condition: Condition) -> bool:
-    """Whether pending blocks can be written in the first pass of a block under `condition`."""
-    first, last = group[0], group[-1]
-    return (
-        last[2] is condition
-        and last[0].span.stop == move.span.start
-        and len(move.span) <= len(last[0].span) == len(first[0].span)
-    )

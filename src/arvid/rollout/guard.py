@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from arvid.rollout.specs import DRAFT, TARGET
+from arvid.rollout.specs import DRAFT, TARGET, Spec
 from arvid.rollout.stage import Clock
 from arvid.rollout.steered import ANCHOR, REFRESH, TARGET_NEXT, statistics
 from arvid.types import Condition, Move, Proposal, Verdict
@@ -54,6 +54,9 @@ class Limits:
                 f"motion={self.motion:g}; colour must be above 0, the others are factors above 1"
             )
 
+    def check_router(self, router: Spec) -> None:
+        """Raises ValueError for a router that does not go with the guard; whoever only looks goes with all."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Off(Limits):
@@ -69,6 +72,15 @@ class Warn(Limits):
 class Act(Limits):
     """A drifted draft is sent back. A drifted block that stays has the target make the next one; the second in a row
     has the frames on view run again, every further one gives them the anchor's statistics before."""
+
+    def check_router(self, router: Spec) -> None:
+        """Raises ValueError for one that never asks the target, which is to make what has drifted."""
+        if not router.asks_target:
+            name = type(router).__name__.lower()
+            raise ValueError(
+                f"guard act has the target make what drifted, and router {name} never asks it; use guard warn, or a "
+                "router that asks it, like first"
+            )
 
 
 GUARDS: dict[str, Callable[..., Limits]] = {"off": Off, "warn": Warn, "act": Act}
@@ -161,7 +173,8 @@ class Guard:
         }
         if self._last_CHW is not None and seen.motion is not None and not self._strikes:
             inside = float((coarse_TCHW[1:] - coarse_TCHW[:-1]).abs().mean((1, 2, 3)).max())
-            step = float((coarse_TCHW[0] - self._last_CHW).abs().mean())
+            # A last frame that was read from disk stands where latents do, and frames may stand elsewhere.
+            step = float((coarse_TCHW[0] - self._last_CHW.to(coarse_TCHW.device)).abs().mean())
             found["seam"] = step / max(inside, FAINT) / limits.seam
         if seen.motion is not None and anchor.motion is not None and anchor.motion > STILL:
             found["motion"] = anchor.motion / max(seen.motion, 1e-6) / limits.motion

@@ -107,7 +107,7 @@ class Timed:
     it is told 1000 sigma, as always. Wraps a Denoiser and is one."""
 
     def __init__(self, denoiser: Denoiser, timesteps: tuple[float, ...], table: Timetable) -> None:
-        self._denoiser = denoiser
+        self.inner = denoiser
         self._levels_S = torch.tensor(table.levels(timesteps)[:-1], dtype=torch.float64)
         self._told_S = torch.tensor(timesteps, dtype=torch.float64) / TRAIN_STEPS
         self._there = self._levels_S, self._told_S
@@ -117,7 +117,7 @@ class Timed:
         levels_S, told_S = self._beside(sigma_BT)
         here_BTS = sigma_BT[..., None] == levels_S
         told_BT = torch.where(here_BTS.any(-1), (here_BTS * told_S).sum(-1), sigma_BT.double())
-        return self._denoiser(z_BTCHW, told_BT, condition, view, span)
+        return self.inner(z_BTCHW, told_BT, condition, view, span)
 
     def _beside(self, sigma_BT: Tensor) -> tuple[Tensor, Tensor]:
         """The levels as `sigma_BT` would hold them and what is told at each, where it is; moved once, since moving them

@@ -34,6 +34,11 @@ class Target(Spec):
 class Draft(Spec):
     """Everything by the drafter."""
 
+    @property
+    def asks_target(self) -> bool:
+        """Never."""
+        return False
+
     def pick(self, index: int, seed: int) -> str:
         """Always the drafter."""
         return DRAFT
@@ -89,12 +94,22 @@ class Refine(Spec):
     def __post_init__(self) -> None:
         if not self.levels:
             raise ValueError("refine needs at least one level, like levels=0.8")
+        if self.refine not in ((), self.levels):
+            raise ValueError(
+                f"refine={_spelt(self.refine)} to a router that mends every draft from levels={_spelt(self.levels)}; "
+                f"leave it out, or write levels={_spelt(self.refine)}"
+            )
         object.__setattr__(self, "refine", self.levels)
         super().__post_init__()
 
     def pick(self, index: int, seed: int) -> str:
         """Block 0 by the target, the rest mended."""
         return TARGET if index == 0 else REMEDY
+
+
+def _spelt(levels: tuple[float, ...]) -> str:
+    """Levels as a spec string has them."""
+    return "+".join(f"{level:g}" for level in levels)
 
 
 # ---------------------------------------------------------------- by score

@@ -95,7 +95,7 @@ class Crew:
         self.proposer.restore(proposer)
         self.judge.restore(judge)
         self.director.restore(director)
-        self.stage.state = state
+        self.stage.restore(state)
 
 
 class Session:
@@ -179,7 +179,7 @@ class Session:
             Entry(0.0, prompt, how)
         self.rewind(block)
         if seed is not None:
-            self._seeds.turns = (*(turn for turn in self._seeds.turns if turn[0] != block), (block, seed))
+            self._seeds.turns = (*self._seeds.turns, (block, seed))
         if prompt:
             self.prompt(prompt, how)
         return Receipt("branch", block)

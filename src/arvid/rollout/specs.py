@@ -159,6 +159,11 @@ class Spec(Making):
         return ()
 
     @property
+    def asks_target(self) -> bool:
+        """Whether the target may make a block at all. Where it may not, nobody else has it make one."""
+        return True
+
+    @property
     def commit_level(self) -> float:
         """Noise level of clean commits."""
         return self.level

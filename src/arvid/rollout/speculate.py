@@ -70,7 +70,11 @@ class Speculator:
         return self._verify(self._drafter, check, move, condition, noise, draft) if check else draft
 
     def _initial(self, move: Move, condition: Condition, noise: Noise, opens: bool, step: int = INITIAL) -> Tensor:
-        drawn = [self._starts.initial(part, own, opens, step) for part, own in self._parts(move, noise)]
+        """Where a move begins; of one that opens a scene the first block does, and the others go on from it."""
+        drawn = [
+            self._starts.initial(part, own, opens and part.span.start == move.span.start, step)
+            for part, own in self._parts(move, noise)
+        ]
         return torch.cat(drawn, 1).to(condition.text_BLD.device)
 
     def _made(
@@ -89,13 +93,14 @@ class Speculator:
             looked = min(self._spec.first_look or MOST_STEPS, len(sigmas) - 1)
             made = walker.walk(move, torch.cat([x_BTCHW, *others]), sigmas[: looked + 1], asked, noise)
         self._clock.count(walker.name, (count - 1) * made.passes)
-        best = replace(_one(made, self._choose(made.block_BTCHW, asked), len(x_BTCHW)), source=source)
+        best = _one(made, self._choose(made.block_BTCHW, asked), len(x_BTCHW))
+        best = replace(_adoptable(walker, best), source=source)
         if looked == len(sigmas) - 1:
             return best
         with self._clock.measure(source):
             rest = walker.walk(move, best.trajectory[-1], sigmas[looked:], condition, noise, key=looked)
-        trajectory = (*best.trajectory[:-1], *rest.trajectory)
-        return replace(rest, source=source, trajectory=trajectory, passes=best.passes + rest.passes)
+        trajectory, passes = (*best.trajectory[:-1], *rest.trajectory), best.passes + rest.passes
+        return replace(_adoptable(walker, rest), source=source, trajectory=trajectory, passes=passes)
 
     def _parts(self, move: Move, noise: Noise) -> list[tuple[Move, Noise]]:
         """The blocks of a move, each with noise of its own."""
@@ -120,7 +125,7 @@ class Speculator:
         if held is None:
             return made[0]
         walker.restore(held)
-        return _joined(made)
+        return _adoptable(walker, _joined(made))
 
     def _from_noise(self, move: Move, condition: Condition, noise: Noise) -> Proposal:
         return self._made(self._target, TARGET, move, move.sigmas, condition, noise)
@@ -141,6 +146,7 @@ class Speculator:
         if check.rival:
             with self._clock.measure("draft"):
                 rival = drafter.walk(move, x, (levels[0], 0.0), condition, noise, key=REFINE).block_BTCHW
+            draft = _adoptable(drafter, draft)
         made = replace(made, source=REFINED)
         kept, source = (made, VERIFIED) if check.estimate else (draft, DRAFT)
         passes = draft.passes + made.passes
@@ -191,6 +197,12 @@ class Speculator:
                 walker.adopt(move, last.memory)
             else:
                 walker.remember(replace(move, commit=self._spec.commit_level), proposal.block_BTCHW, condition)
+
+
+def _adoptable(walker: FlowWalker, made: Proposal) -> Proposal:
+    """A proposal that is not what the walker's last walk made, or not all of it. A past that listens has heard that
+    walk, so it is to have a clean pass over the block instead of the keys at hand."""
+    return replace(made, memory=()) if walker.past.listens else made
 
 
 def _one(made: Proposal, number: int, batch: int) -> Proposal:

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from arvid.rollout.devices import brought, device_of
 from arvid.types import Block, Decoder, DecoderState, Listener, Move, Proposal, Verdict
 
 RECENT = 16
@@ -44,7 +45,7 @@ class Pace:
 
 class Clock:
     """Seconds and counts by name since the last `reset`, and the pace of the blocks so far. Shared by the parts of one
-    rollout. `now` gives seconds that never fall."""
+    rollout. `now` gives seconds that never fall; where work is only begun when a call returns, `devices.settled`."""
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now
@@ -106,6 +107,10 @@ class Stage:
         self.state: DecoderState | None = None
         self._decoded: tuple[Proposal, Tensor, DecoderState] | None = None
         self._rejection: Verdict | None = None
+
+    def restore(self, state: DecoderState | None) -> None:
+        """Go back to a state, which comes to where the decoder is."""
+        self.state = brought(state, device_of(self._decoder))
 
     def begin(self, move: Move) -> None:
         """A block starts."""

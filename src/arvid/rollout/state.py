@@ -28,7 +28,7 @@ from arvid.rollout.guard import Sight
 from arvid.rollout.timeline import Change
 from arvid.types import Condition, Move, Span
 
-SCHEMA = 1
+SCHEMA = 2
 NOUNS: dict[str, type[Any]] = {noun.__name__: noun for noun in (Span, Move, Condition, Change, Sight)}
 """Dataclasses that a state may hold, by the name they have on disk."""
 
@@ -145,7 +145,8 @@ def save(snapshot: Snapshot, path: Path | str, notes: Mapping[str, Any] | None =
 
 
 def load(path: Path | str, device: str = "cpu") -> tuple[Snapshot, dict[str, Any]]:
-    """A snapshot and the notes beside it. Raises ValueError when the file is missing, damaged or of another kind."""
+    """A snapshot, all of it on `device`, where latents live, and the notes beside it; who restores it brings to itself
+    what belongs elsewhere. Raises ValueError when the file is missing, damaged or of another kind."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no state {path}; give a folder in which a video was begun with --save-every")

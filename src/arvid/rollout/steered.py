@@ -26,8 +26,6 @@ GIVEN = "given"
 """Source of a block that was there before."""
 TARGET_NEXT, REFRESH, ANCHOR = "target", "refresh", "anchor"
 ORDERS = (TARGET_NEXT, REFRESH, ANCHOR)
-NOWHERE = -1
-"""A frame at which no block begins."""
 Told = tuple[Move, Tensor]
 """A decided block and its latents."""
 Order = tuple[str, Tensor | None]
@@ -70,7 +68,7 @@ class Steered:
         self._tail: tuple[Told, ...] = ()
         self._first: Told | None = None
         self._orders: tuple[Order, ...] = ()
-        self._jumped, self._named = NOWHERE, False
+        self._informed = False
 
     def order(self, name: str, statistics: Tensor | None = None) -> None:
         """Before the next block: `target` has the target make it, `refresh` runs the frames on view again (the first
@@ -108,13 +106,12 @@ class Steered:
     def snapshot(self) -> tuple[Any, ...]:
         """Pasts, what is pending, the last blocks and orders, as a value that `restore` brings back."""
         walkers = tuple(walker.snapshot() for walker in self._hands.walkers)
-        return walkers, self._tail, self._first, self._orders, self._jumped
+        return walkers, self._tail, self._first, self._orders
 
     def restore(self, snapshot: tuple[Any, ...]) -> None:
         """Go back to a snapshot."""
-        walkers, self._tail, self._first, self._orders, jumped = snapshot
-        self._jump_at(jumped)
-        self._named = False
+        walkers, self._tail, self._first, self._orders = snapshot
+        self._informed = False
         for walker, held in zip(self._hands.walkers, walkers, strict=True):
             walker.restore(held)
 
@@ -123,8 +120,8 @@ class Steered:
         a scene, as a router's first block opens a video; and whether it does."""
         alone, cut = False, False
         change = self._director.begins(move.span.start)
-        if change is not None or not self._named:
-            self._name(move.span.start)
+        if change is not None or not self._informed:
+            self._inform(move.span.start)
         if change is not None:
             alone = cut = change.how == CUT
             self._apply(change, move, condition, noise)
@@ -142,15 +139,18 @@ class Steered:
                 walker.catch_up(noise)
         return alone, cut
 
-    def _name(self, frame: int) -> None:
-        """Tell the pasts whom each prompt so far has named; they do not keep it in their snapshots."""
+    def _inform(self, frame: int) -> None:
+        """Tell the pasts whom each prompt so far has named, and which blocks jump: all of those, since one may still
+        wait to be written. It follows from the script, so they do not keep it in their snapshots."""
         told = self._director.until(frame)
         prompts = [change.prompt for change in told]
+        jumps = frozenset(change.frame for change in told[1:] if change.how == JUMP)
         for walker in self._hands.walkers:
+            walker.past.cut(jumps)
             reader = walker.past.reader if isinstance(walker.past, Reading) else ""
             for change, about in zip(told, names(prompts, reader_of(reader)), strict=True):
                 walker.past.hear(change.frame, about)
-        self._named = True
+        self._informed = True
 
     def _apply(self, change: Change, move: Move, condition: Condition, noise: Noise) -> None:
         if change.how == RECACHE:
@@ -163,14 +163,6 @@ class Steered:
             for walker, empty in zip(self._hands.walkers, self._empty, strict=True):
                 walker.restore(empty)
             self._tail, self._first = (), None
-        elif change.how == JUMP:
-            self._jump_at(move.span.start)
-
-    def _jump_at(self, start: int) -> None:
-        """Pasts do not keep this in their snapshots, and a block that waits is written later: so it is kept here."""
-        self._jumped = start
-        for walker in self._hands.walkers:
-            walker.past.cut(start)
 
     def _run_again(self, start: int, condition: Condition, from_first: bool = False) -> None:
         """Have the last blocks written again under `condition`: those that are on view or wait to be written, without

@@ -112,12 +112,17 @@ def parse(found: Any, name: str = "the timeline") -> tuple[Entry, ...]:
     if not isinstance(found, list) or not found:
         raise ValueError(f"{name} holds no list of entries; write for example: - {{at: 4, prompt: a blue square}}")
     entries = tuple(_entry(item, f"entry {number} of {name}") for number, item in enumerate(found, 1))
+    _check_order(entries, name)
+    return entries
+
+
+def _check_order(entries: Sequence[Entry], name: str = "the timeline") -> None:
     for number, (earlier, later) in enumerate(pairwise(entries), 2):
         if later.at <= earlier.at:
             raise ValueError(
-                f"entry {number} of {name} is at {later.at:g} s, the one before at {earlier.at:g} s; sort them by `at`"
+                f"entry {number} of {name} is at {later.at:g} s, the one before at {earlier.at:g} s; sort them by "
+                "`at`, no two at one second"
             )
-    return entries
 
 
 KINDS: dict[str, tuple[type, ...]] = {"at": (int, float), "prompt": (str,), "how": (str,), "blocks": (int,)}
@@ -150,9 +155,10 @@ def place(
     """The changes of a plan, the first of them what it begins with. `seconds` says when each move begins to be seen,
     `length` is the whole video's. A change is applied by the first block that begins at its second or later.
 
-    Raises ValueError for a beginning without or with two prompts, a change at or beyond the end or after the last block
-    began, and two changes that fall on one block.
+    Raises ValueError for entries that are not in the order of their seconds, a beginning without or with two prompts, a
+    change at or beyond the end or after the last block began, and two changes that fall on one block.
     """
+    _check_order(entries)
     opening = [entry.prompt for entry in entries if entry.at == 0] or [prompt]
     if prompt.strip() and opening[0] != prompt:
         raise ValueError(f"prompt {prompt!r} and a timeline that begins with {opening[0]!r}; give one of them")
@@ -224,6 +230,7 @@ class Director:
         self._encode, self._block = encode, block
         self._texts: OrderedDict[str, Tensor] = OrderedDict()
         self._now: Memo = None
+        self._found: tuple[Sequence[Change], Tensor | None] = ((), None)
 
     def at(self, span: Span) -> Condition:
         """The condition of the block that begins where `span` does."""
@@ -273,11 +280,32 @@ class Director:
     def _text(self, changes: list[Change], number: int, frame: int) -> Tensor:
         """The embedding that change `number` has reached at `frame`; a change that interrupts a soft one goes on from
         where that one stood."""
-        change = changes[number]
-        steps = self._soft(changes, number)
-        weight = replace(change, blocks=steps).weight(self._step(change, frame)) if number else 1.0
-        new = self._embedded(change.prompt)
-        return new if weight == 1 else torch.lerp(self._text(changes, number - 1, change.frame), new, weight)
+        weight = self._weight(changes, number, frame)
+        if weight == 1:
+            return self._embedded(changes[number].prompt)
+        return torch.lerp(self._before(changes, number), self._embedded(changes[number].prompt), weight)
+
+    def _weight(self, changes: list[Change], number: int, frame: int) -> float:
+        """How much of the embedding of change `number` there is at `frame`."""
+        change, steps = changes[number], self._soft(changes, number)
+        return replace(change, blocks=steps).weight(self._step(change, frame)) if number else 1.0
+
+    def _before(self, changes: list[Change], number: int) -> Tensor:
+        """The embedding that change `number` found where it began. The last answer is kept with the changes it rests
+        on, so that in a chain in which each change interrupts the one before only one is new."""
+        known, found = self._found
+        first = number
+        while not (first + 1 == len(known) and list(known) == changes[: first + 1]):
+            if self._weight(changes, first - 1, changes[first].frame) == 1:
+                found = self._embedded(changes[first - 1].prompt)
+                break
+            first -= 1
+        assert found is not None
+        for place in range(first, number):
+            new, weight = self._embedded(changes[place].prompt), self._weight(changes, place, changes[place + 1].frame)
+            found = torch.lerp(found, new, weight)
+        self._found = tuple(changes[: number + 1]), found
+        return found
 
     def _soft(self, changes: list[Change], number: int) -> int:
         """How many blocks a change takes if it is soft: as many as were asked for, or by the angle between the means of

@@ -13,7 +13,9 @@ from arvid.worlds import grammar
 from arvid.worlds.grammar import Background, Event, Motion, Scene, Thing
 
 HELD_OUT = 7
-"""A prompt whose (colour, shape, motion) fingerprint is 0 modulo this is never drawn for training."""
+"""A prompt whose first scene has a (colour, shape, motion) fingerprint of 0 modulo this is never drawn for training.
+What comes after a cut or an event may be of either part: the recipes of transformers look at every scene they are
+shown (`recipes.world`), those of the text encoder, the autoencoder and the frame reward do not."""
 
 
 @dataclass(frozen=True)

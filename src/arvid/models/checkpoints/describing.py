@@ -63,6 +63,7 @@ def _family(name: str) -> Facts:
         "shift": facts.shift,
         "block": facts.block,
         "past": facts.past,
+        "router": facts.router,
         "note": facts.note or None,
     }
 

@@ -1,10 +1,11 @@
 """Published families: how each wants to be run, by which signs a file of it is told, what goes together. Data.
 
 Knows: step lists, shift, block, window, sizes; sources: the authors' configurations (Self-Forcing 2506.08009, CausVid
-2412.07772, LongLive 2509.22622, Krea Realtime 14B, Wan 2.1). Does not know: files, weights, how a rollout goes.
+2412.07772, LongLive 2509.22622, Causal Forcing 2602.02214 and 2605.15141, Krea Realtime 14B, Wan 2.1). Does not know:
+files, weights, how a rollout goes.
 
-CausVid, Self-Forcing and LongLive's base share every name and shape. Their files differ only in what a trainer put
-beside the generator, so a file may fit several families, and then a person has to say which it is.
+CausVid, Self-Forcing, Causal Forcing and LongLive's base share every name and shape. Their files differ at most in what
+a trainer put beside the generator, so a file may fit several families, and then a person has to say which it is.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from arvid.models.wan.transformer import WanConfig
 class Published:
     """A family as its authors run it. `timesteps` are on the scale of 1000, as the network is told them (none for a
     model of many steps that sees the whole video); `past` is a cache policy, which does not count the current block;
-    `trained_frames` are latent; `note` says what the original does that this description leaves out."""
+    `trained_frames` are latent; `router` is how they make blocks without a drafter; `note` says what the original does
+    that this description leaves out."""
 
     title: str
     timesteps: tuple[float, ...] = ()
@@ -29,6 +31,7 @@ class Published:
     trained_frames: int = 21
     size: tuple[int, int] = (832, 480)
     fps: int = 16
+    router: str = "target"
     note: str = ""
 
     @property
@@ -39,6 +42,7 @@ class Published:
 
 _FOUR_STEPS = (1000.0, 937.5, 2500 / 3, 625.0)
 """Quarters of the unshifted scale at shift 5."""
+_FIRST_OF_FOUR = "target:first_steps=4"
 
 FAMILIES = {
     "self-forcing": Published("Self-Forcing, Wan 2.1 T2V 1.3B", _FOUR_STEPS),
@@ -46,6 +50,16 @@ FAMILIES = {
     "longlive": Published(
         "LongLive 1.0, Wan 2.1 T2V 1.3B", _FOUR_STEPS, past="window:frames=6,sink=3", trained_frames=240,
         note="a new prompt makes the keys of the last 12 frames again",
+    ),
+    "causal-forcing": Published("Causal Forcing, chunk-wise, Wan 2.1 T2V 1.3B", _FOUR_STEPS),
+    "causal-forcing-framewise": Published("Causal Forcing, frame-wise, Wan 2.1 T2V 1.3B", _FOUR_STEPS, block=1),
+    "causal-forcing-framewise-2": Published(
+        "Causal Forcing++, frame-wise in 2 steps, Wan 2.1 T2V 1.3B", (1000.0, 2500 / 3), block=1,
+        router=_FIRST_OF_FOUR,
+    ),
+    "causal-forcing-framewise-1": Published(
+        "Causal Forcing++, frame-wise in 1 step, Wan 2.1 T2V 1.3B", (1000.0,), block=1,
+        router=_FIRST_OF_FOUR,
     ),
     "krea": Published(
         "Krea Realtime, Wan 2.1 T2V 14B", (*_FOUR_STEPS, 0.0), past="window:frames=3",
@@ -56,10 +70,13 @@ FAMILIES = {
 }  # fmt: skip
 """Families by name."""
 
+_CAUSAL_FORCING = tuple(name for name in FAMILIES if name.startswith("causal-forcing"))
+
 SIZES: dict[str, tuple[WanConfig, ...]] = {
     "self-forcing": (WAN_1_3B,),
     "causvid": (WAN_1_3B,),
     "longlive": (WAN_1_3B,),
+    **dict.fromkeys(_CAUSAL_FORCING, (WAN_1_3B,)),
     "krea": (WAN_14B,),
     "wan-2.1": (WAN_1_3B, WAN_14B),
 }
@@ -69,13 +86,12 @@ HEADS = {WAN_1_3B.dim: WAN_1_3B.num_heads, 3072: 24, WAN_14B.dim: WAN_14B.num_he
 """Heads by width of the published sizes (1.3B, Wan 2.2 5B, 14B); shapes do not tell them."""
 
 SIGNS: tuple[tuple[frozenset[str], tuple[str, ...]], ...] = (
-    (frozenset({"part:generator", "lora:peft"}), ("longlive",)),
     (frozenset({"lora:generator"}), ("longlive",)),
     (frozenset({"fused"}), ("krea",)),
     (frozenset({"flat", "wrapped", f"width:{WAN_14B.dim}"}), ("krea",)),
-    (frozenset({"part:generator_ema"}), ("self-forcing",)),
-    (frozenset({"part:generator"}), ("self-forcing", "causvid", "longlive")),
-    (frozenset({"wrapped"}), ("self-forcing", "krea", "causvid", "longlive")),
+    (frozenset({"part:generator_ema"}), ("self-forcing", *_CAUSAL_FORCING)),
+    (frozenset({"part:generator"}), ("self-forcing", "causvid", "longlive", *_CAUSAL_FORCING)),
+    (frozenset({"wrapped"}), ("self-forcing", "krea", "causvid", "longlive", *_CAUSAL_FORCING)),
     (frozenset(), ("wan-2.1",)),
 )
 """Signs of a file and the families that it may then be of; the first line whose signs are all there decides."""
