@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import logging
 import socket
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from arvid.cli import serve
 from arvid.pipeline import Pipeline
 from arvid.serve.app import Settings
 from arvid.serve.keys import hashed
+from arvid.serve.limits import Limits, Work
 from arvid.serve.place import Place
 from arvid.serve.store import Store
 
@@ -72,11 +75,29 @@ def test_looking_for_keys_makes_nothing(arvid: Type, tmp_path: Path) -> None:
         (("--drafter", "nowhere"), "no model family in nowhere"),
         (("--max-seconds", "0"), "--max-seconds 0; give a number of seconds above 0"),
         (("--max-live-seconds", "nan"), "--max-live-seconds nan; give a number of seconds above 0"),
+        (("--max-passes", "0"), "--max-passes 0; give a number of times above 0"),
+        (("--max-past", "inf"), "--max-past inf; give a number of times above 0"),
     ],
 )
 def test_what_is_refused_before_anything_starts(arvid: Type, options: tuple[str, ...], told: str) -> None:
     result = arvid("serve", *options)
     assert result.exit_code == 2 and told in result.stderr
+
+
+def test_a_database_of_another_version_is_refused_on_one_line(arvid: Type, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "old.db")) as old:
+        old.execute("CREATE TABLE jobs (number INTEGER PRIMARY KEY, id TEXT)")
+    result = arvid("serve", "--port", 0, "--database", f"sqlite:///{tmp_path / 'old.db'}")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert "the database cannot be used (" in result.stderr and "no such column" in result.stderr
+
+
+def test_the_database_of_another_place_is_refused_on_one_line(arvid: Type, tmp_path: Path) -> None:
+    place = Place(tmp_path / "arvid-data")
+    place.belong("another", set())
+    result = arvid("serve", "--port", 0)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert "are in another database (another, this is " in result.stderr and "--database" in result.stderr
 
 
 def test_two_servers_do_not_share_their_data(arvid: Type, tmp_path: Path) -> None:
@@ -124,14 +145,16 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
 
 def test_what_a_server_is_set_up_with(arvid: Type, toy: Path, tmp_path: Path, begun: list[Settings]) -> None:
     words = ("serve", "--model", toy, "--drafter", toy, "--port", 0, "--max-seconds", 7, "--sessions", 3)
-    assert arvid(*words, "--origin", "https://a.example").exit_code == 0
+    most = ("--max-live-seconds", 9, "--max-passes", 2.5, "--max-past", 3)
+    assert arvid(*words, *most, "--origin", "https://a.example").exit_code == 0
     assert arvid("keys", "add", "ann").exit_code == 0
     assert arvid(*words, "--host", "0.0.0.0").exit_code == 0
     assert arvid(*words, "--open").exit_code == 0
     private, public, open_door = begun
     assert (private.locked, public.locked, open_door.locked) == (False, True, False)
     assert private.place.root == tmp_path / "arvid-data" and private.database == ""
-    assert (private.limits.seconds, private.limits.sessions) == (7, 3)
+    assert private.limits == Limits(7, 9, block=Work(passes=2.5, past=3), sessions=3)
+    assert public.limits.block == Work()
     assert private.origins == ("https://a.example",)
     assert private.models == (str(toy), "embedded-toy") and private.drafters == (str(toy), "own")
     assert "127.0.0.1" in private.hosts and public.hosts == ()

@@ -108,6 +108,28 @@ def test_what_belongs_to_nobody_is_swept(tmp_path: Path) -> None:
     assert left == ["live", "server", "trash", "videos", f"videos/{names[0]}", f"videos/{names[0]}/video.mp4"]
 
 
+def test_a_place_belongs_to_one_database(tmp_path: Path) -> None:
+    video = f"video_{'a' * 32}"
+    Place(tmp_path).belong("one", set())
+    Place(tmp_path).belong("one", set())
+    Place(tmp_path).video(video).mkdir()
+    with pytest.raises(ValueError, match=r"are in another database \(one, this is two\); name theirs with --database"):
+        Place(tmp_path).belong("two", {video})
+    Place(tmp_path).belong("one", set())
+
+
+def test_a_place_of_a_time_before_names_is_known_by_its_videos(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    videos = [f"video_{digit * 32}" for digit in "abc"]
+    for video in videos[:2]:
+        place.video(video).mkdir()
+    for known in (set(), {videos[2]}):
+        with pytest.raises(ValueError, match="holds 2 videos that this database does not know; name theirs"):
+            place.belong("one", known)
+    place.belong("one", {videos[1]})
+    place.belong("one", set())
+
+
 def test_files_are_whole_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with pytest.raises(RuntimeError), whole(path) as part:

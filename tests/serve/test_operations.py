@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from websockets.exceptions import InvalidStatus
 
 from arvid.pipeline import Pipeline
 from arvid.serve.app import Server, Settings, build
@@ -213,6 +214,28 @@ def test_pages_of_other_hosts_ask_first(toy: Path, tmp_path: Path, origins: tupl
             allowed = headers.get("access-control-allow-origin")
             assert allowed == (origin if origin in origins else None)
             assert "access-control-allow-credentials" not in headers
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    ("method", "headers"),
+    [
+        ("GET", {"host": "[::1"}), ("POST", {"host": "[zz]:80"}), ("POST", {"origin": "http://["}),
+        ("DELETE", {"origin": "//a]b"}),
+    ],
+)  # fmt: skip
+def test_headers_that_are_no_addresses_are_foreign(
+    toy: Path, tmp_path: Path, method: str, headers: dict[str, str]
+) -> None:
+    server = running.begin(toy, tmp_path, hosts=("127.0.0.1",))
+    try:
+        status, _, answer = ask(server.address, "/v1/videos", SMALL if method == "POST" else None, method, headers)
+        assert status == 403 and json.loads(answer)["error"]["code"] in ("wrong_host", "wrong_origin")
+        if "origin" in headers:
+            with pytest.raises(InvalidStatus) as refused:
+                Viewer(server.address, {"prompt": PROMPT}, origin=headers["origin"])
+            assert refused.value.response.status_code == 403
     finally:
         server.stop()
 

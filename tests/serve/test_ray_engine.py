@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.torch import load as load_tensors
+from sqlalchemy.exc import OperationalError
 from torch import equal
 
 from arvid.pipeline import Family, Pipeline, Request, load
@@ -27,9 +28,11 @@ from arvid.serve.cluster.engine import build
 from arvid.serve.cluster.options import Replicas, Workers
 from arvid.serve.cluster.relay import Outbox, Slips
 from arvid.serve.cluster.replica import Replica, shell
+from arvid.serve.engine import Engine
 from arvid.serve.limits import Limits
+from arvid.serve.live import Live
 from arvid.serve.place import Place
-from arvid.serve.store import COMPLETED, DatabaseError, Job
+from arvid.serve.store import COMPLETED, DatabaseError, Job, new_id
 from serve.running import OTHER, PROMPT, Running, Viewer, ask, frames_of, wait_for
 
 LONG = 60.0
@@ -256,6 +259,54 @@ def closing(viewer: Viewer) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+def test_a_session_that_opens_too_late_is_kept_by_nobody(
+    cluster: Running, deploy: NearDeploy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may, engines = threading.Event(), [near.replica._engine for near in deploy.up.values()]
+    opened: list[str] = []
+
+    def slow(engine: Engine, *given: Any) -> Live:
+        may.wait(LONG)
+        live = Engine.open_live(engine, *given)
+        opened.append(live.name)
+        return live
+
+    for engine in engines:
+        monkeypatch.setattr(engine, "open_live", partial(slow, engine))
+    with monkeypatch.context() as impatient:
+        for near in deploy.up.values():
+            impatient.setattr(near, "ask", partial(near.ask, patience=0.2))
+        viewer = Viewer(cluster.address, {"prompt": PROMPT, "seconds": 20, "lead": 1.0})
+        assert viewer.until("error")["error"]["code"] == "replica_lost"
+    viewer.close()
+    may.set()
+    until(lambda: opened)
+    until(lambda: not any(engine.lives for engine in engines))
+    assert not any(near.replica._taps for near in deploy.up.values()) and not cluster.house.engine.lives
+
+
+def test_a_session_that_is_closed_before_it_is_open_stays_closed(deploy: NearDeploy, cluster: Running) -> None:
+    """The word that it is closed may overtake the question that opens it."""
+    near, name = deploy.up[0], new_id("live")
+    near.ask("close", name, "too late")
+    assert near.ask("open", name, "", Request(PROMPT, 5.0), 1.0)["blocks"] > 1
+    assert name not in near.replica._engine.lives and name not in near.replica._taps
+
+
+def test_a_job_waits_no_longer_than_the_database_is_gone(cluster: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, left = cluster.house.store, [1, 1]
+    claim = store.claim
+
+    def flaky() -> Job | None:
+        if left:
+            left.pop()
+            raise OperationalError("select", {}, Exception("the server closed the connection"))
+        return claim()
+
+    monkeypatch.setattr(store, "claim", flaky)
+    assert latents_of(cluster, asked(cluster)).shape[1] == 5 and not left
 
 
 def test_a_job_that_is_deleted_leaves_nothing(cluster: Running) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,37 @@ def test_threads_share_it(store: Store) -> None:
     assert store.requeue() == 20 and set(claimed) == store.ids()
 
 
+def test_a_failed_job_is_tried_again_by_one_of_many(store: Store) -> None:
+    failed, running_ = store.add(job())[0].id, store.add(job())[0].id
+    store.change(failed, status="failed", attempts=3, completed_at=5, error={"code": "c", "message": "m"})
+    asked = [threading.Thread(target=lambda: answers.append(store.retry(failed))) for _ in range(8)]
+    answers: list[bool] = []
+    for thread in asked:
+        thread.start()
+    for thread in asked:
+        thread.join()
+    assert sorted(answers) == [False] * 7 + [True]
+    found = store.get(failed)
+    assert found is not None
+    assert (found.status, found.attempts, found.completed_at, found.error) == ("queued", 0, None, None)
+    assert not store.retry(running_) and not store.retry(new_id("video"))
+
+
+def test_a_database_has_one_name_of_its_own(store: Store, address: str, tmp_path: Path) -> None:
+    names: list[str] = []
+    stores = [Store(address, new_id("place")) for _ in range(4)]
+    threads = [threading.Thread(target=lambda one=one: names.append(one.name)) for one in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(names) == {store.name} and len(store.name) == 32
+    other = Store(f"sqlite:///{tmp_path / 'other.db'}")
+    assert other.name != store.name
+    for opened in (*stores, other):
+        opened.close()
+
+
 def test_keys(store: Store) -> None:
     name = new_id("n")[:40]
     make_key(store, name, Allowance(1, 2, 3))
@@ -145,6 +178,13 @@ def test_a_server_on_postgresql(postgres: str, toy: Path, tmp_path: Path) -> Non
         assert wait_for(again.address, long)["status"] == "completed"
     finally:
         again.stop()
+
+
+def test_a_table_of_another_version_is_told_when_it_is_opened(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "old.db")) as old:
+        old.execute("CREATE TABLE jobs (number INTEGER PRIMARY KEY, id TEXT)")
+    with pytest.raises(ValueError, match=r"^the database cannot be used \(.*no such column.*\); .*of this version$"):
+        Store(f"sqlite:///{tmp_path / 'old.db'}")
 
 
 @pytest.mark.parametrize("wrong", ["nonsense", "sqlite:////no/such/folder/x.db", "postgresql+psycopg://h:1/x", "x://y"])

@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from arvid.pipeline import Family, Request
     from arvid.serve.app import Settings
     from arvid.serve.house import House
+    from arvid.serve.limits import Limits
     from arvid.serve.store import Store
 
 NEEDS = ("fastapi", "uvicorn", "sqlalchemy", "prometheus_client", "websockets", "multipart")
@@ -42,7 +44,38 @@ Database = Annotated[
     ),
 ]
 
+SILENT_MS = 60_000
+"""How long the other end of a connection may take nothing of what waits for it. Closing it alone would wait for ever:
+what is unsent goes first."""
+
 app = typer.Typer(help="Keys of the server: make, list and remove.", no_args_is_help=True)
+
+
+@dataclass(frozen=True)
+class Most:
+    """How much a server does at most."""
+
+    seconds: Annotated[float, typer.Option("--max-seconds", help="The longest video of a job.")] = 120.0
+    live: Annotated[float, typer.Option("--max-live-seconds", help="The longest live session.")] = 1200.0
+    sessions: Annotated[int, typer.Option("--sessions", min=1, help="Live sessions at the same time.")] = 32
+    passes: Annotated[
+        float, typer.Option("--max-passes", help="Passes until a block comes out, in times the family's own.")
+    ] = 4.0
+    past: Annotated[
+        float, typer.Option("--max-past", help="Frames of the past of a block, in times the family's training length.")
+    ] = 4.0
+
+    def limits(self) -> Limits:
+        """As the server has them. Raises ValueError for numbers that nothing could be below."""
+        from arvid.serve.limits import Limits, Work
+
+        for option, value, wanted in (
+            ("--max-seconds", self.seconds, "seconds"), ("--max-live-seconds", self.live, "seconds"),
+            ("--max-passes", self.passes, "times"), ("--max-past", self.past, "times"),
+        ):  # fmt: skip
+            if not 0 < value < math.inf:
+                raise ValueError(f"{option} {value:g}; give a number of {wanted} above 0")
+        return Limits(self.seconds, self.live, block=Work(passes=self.passes, past=self.past), sessions=self.sessions)
 
 
 @options.grouped
@@ -52,9 +85,6 @@ def serve(
     data: Data = Path("arvid-data"),
     database: Database = "",
     threads: options.Threads = 0,
-    most_seconds: Annotated[float, typer.Option("--max-seconds", help="The longest video of a job.")] = 120.0,
-    most_live: Annotated[float, typer.Option("--max-live-seconds", help="The longest live session.")] = 1200.0,
-    sessions: Annotated[int, typer.Option(min=1, help="Live sessions at the same time.")] = 32,
     origin: Annotated[
         list[str] | None, typer.Option("--origin", metavar="URL", help="A page of another host that may use it.")
     ] = None,
@@ -65,6 +95,7 @@ def serve(
     ] = "local",
     quiet: options.Quiet = False,
     *,
+    most: Most,
     parts: options.Parts,
     running: options.Running,
 ) -> None:
@@ -76,15 +107,11 @@ def serve(
     check_installed()
     from arvid.cli import clusters, families
     from arvid.serve.app import Settings
-    from arvid.serve.limits import Limits
     from arvid.serve.place import Place
 
     far = clusters.server_of(engine, parts, running, threads, quiet)
     set_up_logs(logging.WARNING if quiet else logging.INFO)
-    for name, value in (("--max-seconds", most_seconds), ("--max-live-seconds", most_live)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} {value:g}; give a number of seconds above 0")
-    card, limits = families.card_of(parts), Limits(most_seconds, most_live, sessions=sessions)
+    limits, card = most.limits(), families.card_of(parts)
     private = is_private(host)
     locked = has_keys(data, database) and not open_door
     if not (private or locked or open_door):
@@ -109,9 +136,12 @@ def listening(host: str, port: int) -> socket.socket:
     """A socket of the server; port 0 takes a free one. Raises ValueError when that cannot be."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family)
+        listens = socket.create_server(address[:2], family=family)
     except OSError as error:
         raise ValueError(f"cannot listen on {host} port {port} ({error.strerror}); name another of them") from error
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux; connections have it from here
+        listens.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_MS)
+    return listens
 
 
 def run_here(settings: Settings, listens: socket.socket, far: Callable[[Settings], House] | None = None) -> None:

@@ -5,6 +5,9 @@ Knows: which parts there are. Does not know: what any of them does.
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -31,10 +34,12 @@ from arvid.serve.metrics import Metrics, device_memory
 from arvid.serve.place import Place
 from arvid.serve.protocol import Character, Create, Edit, Extend, Remix
 from arvid.serve.refusals import OURS, Refused
-from arvid.serve.store import DatabaseError, Store
+from arvid.serve.store import DatabaseError, Store, unusable
 
 LONGEST_MESSAGE = 64 * 1024
 """Bytes of a message that comes over a socket."""
+FAREWELL_SECONDS, LOOK_SECONDS = 2.0, 0.02
+"""How long viewers may take to hear that the server ends, and between two looks whether all have."""
 ABOUT = "Videos as jobs, in the shape of OpenAI's Videos API, and live sessions over a WebSocket (docs/serving.md)."
 
 
@@ -62,8 +67,12 @@ Make = Callable[[Store, Place, Limits, Metrics], Engine]
 
 def build(settings: Settings, make: Make | None = None) -> House:
     """The parts of a server; `make` is for an engine other than the plain one. Raises ValueError when the database
-    cannot be used."""
+    cannot be used, or is not that of the place."""
     store, metrics = Store(settings.database or settings.place.database, settings.place.name), Metrics()
+    try:
+        settings.place.belong(store.name, store.ids())
+    except DatabaseError as error:
+        raise unusable(error) from error
     engine = (make or partial(Engine, settings.open_pipeline))(store, settings.place, settings.limits, metrics)
     metrics.gauge("arvid_device_memory_bytes", "Tensors on GPUs of this process.", device_memory)
     return House(
@@ -172,7 +181,11 @@ class Server(uvicorn.Server):
     def _stop(self) -> None:
         self.should_exit = True
 
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        """A signal to end."""
-        self._house.engine.drain()
-        super().handle_exit(sig, frame)
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End: nothing new is taken, viewers are told, and then all connections are closed."""
+        engine = self._house.engine
+        lives, end = list(engine.lives.values()), time.monotonic() + FAREWELL_SECONDS
+        engine.drain()
+        while any(live.on_change is not None for live in lives) and time.monotonic() < end:
+            await asyncio.sleep(LOOK_SECONDS)
+        await super().shutdown(sockets)

@@ -21,13 +21,16 @@ from arvid.pipeline import Pipeline, Request
 from arvid.rollout.session import Session
 from arvid.rollout.state import Snapshot
 from arvid.rollout.timeline import RECACHE, Change, Entry
+from arvid.serve import bounds
 from arvid.serve.knobs import shared
+from arvid.serve.limits import Work
 from arvid.types import Block
 
 RECENT, SPARSE = 8, 8
 """States that are kept: those of the last blocks, and of some before, ever further apart."""
 ROOM = 2**30
 """Bytes that they may hold; where that is too little the oldest go first."""
+USUAL = Work()
 
 
 class Kept(NamedTuple):
@@ -39,10 +42,11 @@ class Kept(NamedTuple):
 
 class Direction:
     """See the module. `sharing` is how many sessions take turns on the machine. Raises ValueError when the request
-    cannot be met. Not safe for use by two threads at once."""
+    cannot be met, or asks for more than `work`. Not safe for use by two threads at once."""
 
-    def __init__(self, pipeline: Pipeline, request: Request, room: int = ROOM) -> None:
-        self._pipeline, self.request, self._room = pipeline, request, room
+    def __init__(self, pipeline: Pipeline, request: Request, work: Work = USUAL, room: int = ROOM) -> None:
+        self._pipeline, self.request, self._work, self._room = pipeline, request, work, room
+        bounds.check(pipeline, request, self._work)
         self._routers: list[tuple[int, str]] = [(0, request.router)]
         self._router = request.router
         self._session = self._open(request.router)
@@ -105,9 +109,10 @@ class Direction:
 
     def route(self, router: str) -> int:
         """Decide otherwise about drafts from the next block on. Raises ValueError for an unknown router, one that the
-        family cannot serve or that makes other moves of the video (`ahead=`), and when no block is left."""
+        family cannot serve, that takes too many passes or makes other moves of the video (`ahead=`), and when no block
+        is left."""
         at = self._next()
-        _, plan = self._pipeline.check(replace(self.request, router=router))
+        _, plan = bounds.check(self._pipeline, replace(self.request, router=router), self._work)
         if [move.span for move in plan] != [move.span for move in self.plan]:
             raise ValueError(
                 f"router {router!r} makes this video in {len(plan)} moves, it was begun in {len(self.plan)}; keep "

@@ -39,22 +39,28 @@ from arvid.serve.metrics import LIVE, Metrics
 from arvid.serve.place import Place
 from arvid.serve.record import Record
 from arvid.serve.refusals import LIMITED, OURS, Refused
-from arvid.serve.store import DatabaseError, Store, new_id
-from arvid.serve.tasks import Books, Task
+from arvid.serve.store import DatabaseError, Job, Store, new_id, unusable
+from arvid.serve.tasks import Books, Task, blamed
 
 SHARE = 8
 IDLE_SECONDS = 0.25
 """How long the thread sleeps when there is nothing to do and nobody wakes it."""
+AGAIN_SECONDS = 1.0
+"""Before a database that did not answer is asked again."""
 SMALLEST_SIDE = 128
 """Live frames are enlarged by a whole number to at least this many pixels."""
 FINISHING = 3
 """Jobs at most between their last block and their end."""
+THE_END = "the server ends"
 Given = TypeVar("Given")
 
 
 class Engine:
     """See the module. `open_pipeline` is called by the thread; `pipeline` is None until it is loaded, `warm` false
     until it has made a video, `failure` what kept it from either. `speed` times the jobs."""
+
+    MAKER = "the server"
+    """Who ended when a job was begun and not ended."""
 
     def __init__(
         self, open_pipeline: Callable[[], Pipeline], store: Store, place: Place, limits: Limits, metrics: Metrics,
@@ -68,11 +74,14 @@ class Engine:
         self.on_failure: Callable[[], None] = lambda: None
         self.lives: dict[str, Live] = {}
         self._tasks: list[Task] = []
+        self._claimed: Job | None = None
+        self._asks_again = 0.0
         self._since_job, self._look = 0, True
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._awake, self._leaving, self._ended = threading.Event(), threading.Event(), threading.Event()
         self._films = ThreadPoolExecutor(1, "films")
-        self._hands = Hands(self._films, ThreadPoolExecutor(1, "ends"))
+        # A film of their own for jobs: a live session, and with it everybody, would wait for frames of theirs.
+        self._hands = Hands(ThreadPoolExecutor(1, "job-films"), ThreadPoolExecutor(1, "ends"))
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         metrics.gauge("arvid_queue_jobs", "Jobs that are not finished.", lambda: float(store.count()))
         metrics.gauge("arvid_live_sessions", "Live sessions.", lambda: float(len(self.lives)))
@@ -80,10 +89,16 @@ class Engine:
     # ------------------------------------------------------------ for other threads
 
     def start(self) -> None:
-        """Begin: jobs that a killed server left wait again."""
+        """Begin: jobs that a killed server left wait again. Without a database it fails instead."""
         books = self._books
-        books.place.sweep(books.store.ids())
-        if left := books.store.requeue():
+        try:
+            books.place.sweep(books.store.ids())
+            left = books.store.requeue()
+        except DatabaseError as error:
+            self._fail(unusable(error))
+            self._ended.set()
+            return
+        if left:
             say("jobs taken up again", jobs=left)
         self._thread.start()
 
@@ -93,8 +108,8 @@ class Engine:
         self.wake()
         if self._thread.ident is not None:
             self._thread.join(seconds)
-        self._films.shutdown(wait=False)
-        self._hands.ends.shutdown(wait=False)
+        for hand in (self._films, self._hands.films, self._hands.ends):
+            hand.shutdown(wait=False)
 
     @property
     def leaving(self) -> bool:
@@ -102,8 +117,11 @@ class Engine:
         return self._leaving.is_set()
 
     def drain(self) -> None:
-        """Take nothing new from now on."""
+        """Take nothing new from now on; viewers of live sessions are told at once. Not for signal handlers: the thread
+        that they interrupt may hold a lock that this takes."""
         self._leaving.set()
+        for live in list(self.lives.values()):
+            live.leave(THE_END)
         self.wake()
 
     def wake(self) -> None:
@@ -133,16 +151,16 @@ class Engine:
 
     # ------------------------------------------------------------ by call
 
-    def open_live(self, owner: str, most: int, request: Request, lead: float) -> Live:
-        """A new live session of an owner who may have `most`. Raises ValueError for a request that cannot be met, and
-        Refused when there are too many."""
+    def open_live(self, owner: str, most: int, request: Request, lead: float, name: str = "") -> Live:
+        """A new live session (empty `name`: called as nothing else is) of an owner who may have `most`. Raises
+        ValueError for a request that cannot be met, and Refused when there are too many."""
         pipeline = self.ready()
         mine = sum(live.owner == owner for live in self.lives.values())
         if mine >= most or len(self.lives) >= self._limits.sessions:
             told = f"{mine} live sessions of yours, {len(self.lives)} in all; end one first"
             raise Refused(told, 429, LIMITED, "too_many_sessions")
-        direction = Direction(pipeline, request)
-        card, name = pipeline.family.card, new_id("live")
+        direction = Direction(pipeline, request, self._limits.block)
+        card, name = pipeline.family.card, name or new_id("live")
         fragments = Fragmenter(card.fps, card.size, max(1, -(-SMALLEST_SIDE // min(card.size))))
         stream = (fragments, Record(self._place.live(name)))
         self.lives[name] = live = Live(name, owner, direction, stream, self._films, lead)
@@ -157,6 +175,8 @@ class Engine:
 
     def drop(self, job: str) -> None:
         """A job was deleted: its files go."""
+        if self._claimed is not None and self._claimed.id == job:
+            self._claimed = None
         for task in self._tasks:
             if task.job.id == job:
                 task.drop()
@@ -180,17 +200,20 @@ class Engine:
                     busy = self._turn(pipeline)
                 except DatabaseError:
                     LOGGER.exception("the database does not answer")
-                    busy = False
+                    busy, self._asks_again = False, time.monotonic() + AGAIN_SECONDS
                 if not busy:
                     self._awake.wait(IDLE_SECONDS)
                     self._awake.clear()
         except Exception as error:
-            self.failure = error
             LOGGER.exception("the engine failed")
-            self._leaving.set()
-            self.on_failure()
+            self._fail(error)
         finally:
             self._leave()
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = error
+        self._leaving.set()
+        self.on_failure()
 
     def _answer(self) -> None:
         """Do what others asked for."""
@@ -222,7 +245,7 @@ class Engine:
             self._step_live(live)
             return True
         self._since_job = 0
-        task = self._task(pipeline)
+        task = self._task(pipeline) if self._may_ask else None
         if task is None:
             if live is not None:
                 self._step_live(live)
@@ -230,6 +253,11 @@ class Engine:
         task.step()
         self._forget_ended()
         return True
+
+    @property
+    def _may_ask(self) -> bool:
+        """Whether the database may be asked about jobs; live sessions go on without it."""
+        return time.monotonic() >= self._asks_again
 
     def _forget_ended(self) -> None:
         self._tasks = [task for task in self._tasks if not task.ended]
@@ -253,18 +281,50 @@ class Engine:
         for task in self._tasks:
             if not task.waits:
                 return task
-        if not self._look or len(self._tasks) > FINISHING:
+        # One at a time has a past: another is not begun while the one before waits for its film.
+        if len(self._tasks) > FINISHING or not all(task.finishing for task in self._tasks):
+            return None
+        while (job := self._claim()) is not None:
+            begun = self._begun(job, pipeline)
+            self._claimed = None
+            if begun is not None:
+                self._tasks.append(begun)
+                return begun
+        return None
+
+    def _claim(self) -> Job | None:
+        """The next job to be begun. It stays in hand (`_claimed`) until somebody has taken it, so that none is lost
+        when the database fails meanwhile."""
+        while (job := self._claimed or self._next()) is not None:
+            self._claimed = job
+            if job.attempts <= self._limits.attempts:
+                return job
+            told = f"{self.MAKER} ended {job.attempts - 1} times while it made this video"
+            self._books.failed(job, OURS, told)
+            self._claimed = None
+        return None
+
+    def _next(self) -> Job | None:
+        """The job that has waited longest; nobody looks again before the next `wake` when there is none."""
+        if not self._look:
             return None
         self._look = False
-        while (job := self._books.store.claim()) is not None:
+        try:
+            job = self._books.store.claim()
+        except DatabaseError:
             self._look = True
-            if job.attempts > self._limits.attempts:
-                self._books.failed(job, OURS, f"the server ended {job.attempts - 1} times while it made this video")
-                continue
-            task = Task(job, pipeline, self._books, self._hands, self._limits.save_seconds, self.wake, self._speed)
-            self._tasks.append(task)
-            return task
-        return None
+            raise
+        if job is not None:
+            self._look = True
+        return job
+
+    def _begun(self, job: Job, pipeline: Pipeline) -> Task | None:
+        """What makes a job; None when it cannot be begun, which its owner is told."""
+        try:
+            return Task(job, pipeline, self._books, self._hands, self._limits.save_seconds, self.wake, self._speed)
+        except Exception as error:
+            self._books.failed(job, *blamed(error, job))
+            return None
 
     def _leave(self) -> None:
         """Save what is unfinished."""
@@ -275,6 +335,6 @@ class Engine:
                 LOGGER.exception("job %s", task.job.id)
         self._tasks.clear()
         for live in list(self.lives.values()):
-            self.close_live(live, "the server ends")
+            self.close_live(live, THE_END)
         self._ended.set()
         self._answer()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from fastapi import Request
 from starlette.requests import HTTPConnection
@@ -63,8 +63,16 @@ def check_origin(headers: Mapping[str, str], origins: tuple[str, ...], hosts: tu
     """Raises Refused for a request that a page of another host has made in somebody's browser, and for one to a host
     that is not ours (a name of somebody else that leads here)."""
     host = headers.get("host", "")
-    if hosts and urlsplit(f"//{host}").hostname not in hosts:
+    if hosts and _split(f"//{host}").hostname not in hosts:
         raise Refused(f"this server is not {host!r}; it goes by {', '.join(hosts)}", 403, FORBIDDEN, "wrong_host")
     origin = headers.get("origin")
-    if origin is not None and origin not in origins and urlsplit(origin).netloc != host:
+    if origin is not None and origin not in origins and (_split(origin).netloc or None) != host:
         raise Refused(f"pages of {origin!r} may not use this server", 403, FORBIDDEN, "wrong_origin")
+
+
+def _split(address: str) -> SplitResult:
+    """The parts of an address; none of what is no address, such as http://[."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")

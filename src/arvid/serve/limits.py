@@ -5,13 +5,27 @@ Knows: the numbers and their defaults. Does not know: who is counted, how it is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one block, for which all others wait. `side` pixels of a frame, passes of models until it comes out, as a
+    multiple of the family's own, and latent frames of its past, as a multiple of the family's training length."""
+
+    side: int = 2048
+    passes: float = 4.0
+    past: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not min(self.side, self.passes, self.past) > 0:
+            raise ValueError(f"limits must be above 0, got {self}")
 
 
 @dataclass(frozen=True)
 class Limits:
     """Of a server. `seconds` of the longest video and `live_seconds` of the longest live session, `prompt` characters,
-    `upload` bytes of a request, `side` pixels of a frame, `queue` unfinished jobs and `sessions` live ones in all.
+    `upload` bytes of a request, the work of a `block`, `queue` unfinished jobs and `sessions` live ones in all.
     `save_seconds` lie between two saved states of a job, `idle_seconds` is how long a live session waits for somebody,
     and a job that was begun `attempts` times without a new saved state is given up."""
 
@@ -19,7 +33,7 @@ class Limits:
     live_seconds: float = 1200.0
     prompt: int = 4000
     upload: int = 32 * 2**20
-    side: int = 2048
+    block: Work = field(default_factory=Work)
     queue: int = 1000
     sessions: int = 32
     save_seconds: float = 10.0
@@ -27,7 +41,7 @@ class Limits:
     attempts: int = 10
 
     def __post_init__(self) -> None:
-        smallest = min(self.seconds, self.live_seconds, self.idle_seconds, self.prompt, self.upload, self.side)
+        smallest = min(self.seconds, self.live_seconds, self.idle_seconds, self.prompt, self.upload)
         if smallest <= 0 or self.save_seconds < 0 or min(self.queue, self.sessions, self.attempts) < 1:
             raise ValueError(f"limits must be above 0, got {self}")
 

@@ -137,6 +137,11 @@ class Live:
         """The viewer has said something. For any thread."""
         self.seen = self._clock()
 
+    def leave(self, why: str) -> None:
+        """It is about to be closed: its viewer is told now, and nothing more is made. For any thread."""
+        self.closed = why
+        self.changed()
+
     def close(self, why: str) -> None:
         """End the session and forget what was made."""
         try:

@@ -18,7 +18,7 @@ import json
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -64,8 +64,11 @@ class Asked:
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> Asked:
-        """What `asdict` made plain."""
-        return cls(**{**plain, "request": Request.of(plain["request"])})
+        """What `asdict` made plain. Raises ValueError for what another version of this program has made of it."""
+        try:
+            return cls(**{**plain, "request": Request.of(plain["request"])})
+        except (TypeError, KeyError, IndexError) as error:
+            raise ValueError(f"what was asked for is of another version ({error!r}); ask for it again") from error
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def untimed(request: Request, family: Family, rows: Sequence[dict[str, Any]]) ->
 
 class Making:
     """See the module. `save_seconds` lie between two saved states; `saves` counts them, `blocks` is what the whole
-    video has, `rows` tells of those that are made."""
+    video has, `rows` tells of those that are made, which are all of them when it is `sampled`."""
 
     def __init__(
         self, pipeline: Pipeline, folder: Path, asked: Asked, hands: Hands, save_seconds: float, speed: Speed = untimed
@@ -95,11 +98,12 @@ class Making:
         self._hands, self._every = hands, save_seconds
         self._size, self._fps = pipeline.family.card.size, pipeline.family.card.fps
         self.rows: list[dict[str, Any]] = []
-        self.blocks, self.saves = 0, 0
+        self.blocks, self.saves, self.sampled, self._closing = 0, 0, False, False
         self._film: Reel | None = None
         self._latents: LatentsFile | None = None
         self._session: Session | None = None
-        self._filming: Future[None] | None = None
+        self._filming: deque[Future[Any]] = deque()
+        self._begun: int | None = None
 
     def run(self) -> Generator[Step, None, None]:
         """Make it, or go on with it. Yields each block that was made, what must be waited for, and None between other
@@ -108,6 +112,7 @@ class Making:
             self._recall()
         else:
             yield from self._sample()
+        self.sampled = True
         joined = self._hands.ends.submit(self._join)
         yield joined
         if not joined.result():
@@ -118,6 +123,7 @@ class Making:
 
     def close(self) -> None:
         """Let go of all files."""
+        self._closing = True
         try:
             self._filmed()
         finally:
@@ -140,36 +146,32 @@ class Making:
     # ------------------------------------------------------------ sampling
 
     def _sample(self) -> Iterator[Step]:
-        self._session = session = self._open()
-        film, latents, clip = self._film, self._latents, self._asked.start == CLIP
-        assert film is not None and latents is not None
-        self.blocks, saved = session.blocks, time.monotonic()
-        if not self.rows and clip:
-            self._filming = self._hands.films.submit(self._film_clip, film)
+        latents = self._latents = LatentsFile(self._folder / RAW, self._pipeline.latent_shape)
+        found, clip = self._saved(), self._asked.start == CLIP
+        self.rows, parts, frames = (found[1]["rows"], found[1]["parts"], found[1]["frames"]) if found else ([], [], 0)
+        latents.truncate(frames)
+        film = self._film = self._reel(parts)
+        if found:
+            session = self._pipeline.resume(found[0], keep=1)
+        else:
+            end = (yield from self._filmed_clip(film)) if clip else []
+            session = self._pipeline.session(self._asked.request, given=self._given(end), keep=1)
+        self._session, self.blocks, saved = session, session.blocks, time.monotonic()
         for block in session:
-            self._filmed()
             if not (block.source == GIVEN and clip):
-                self._filming = self._hands.films.submit(film.append, block.frames_BTCHW[0])
+                self._filming.append(self._hands.films.submit(film.append, block.frames_BTCHW[0]))
             latents.append(block.latents_BTCHW)
             self.rows.append(describe(block))
-            if time.monotonic() - saved >= self._every:
+            yield block
+            due = time.monotonic() - saved >= self._every
+            yield from self._film_behind(0 if due else 1)
+            if due:
                 self.save()
                 saved = time.monotonic()
-            yield block
+        yield from self._film_behind(0)
         self.save()
         told = {"prompt": self._asked.request.prompt, "seed": str(self._asked.request.seed)}
         latents.finish(self._folder / SAMPLED, told)
-
-    def _open(self) -> Session:
-        """The session of the saved state, with film and latents as they were then; a new one where there is none."""
-        latents = self._latents = LatentsFile(self._folder / RAW, self._pipeline.latent_shape)
-        found = self._saved()
-        self.rows, parts, frames = (found[1]["rows"], found[1]["parts"], found[1]["frames"]) if found else ([], [], 0)
-        latents.truncate(frames)
-        self._film = self._reel(parts)
-        if found:
-            return self._pipeline.resume(found[0], keep=1)
-        return self._pipeline.session(self._asked.request, given=self._given(), keep=1)
 
     def _saved(self) -> tuple[Snapshot, dict[str, Any]] | None:
         """The last saved state; None when there is none, or it is of another version of this program."""
@@ -189,23 +191,42 @@ class Making:
 
     def _filmed(self) -> None:
         """Wait until the frames so far are on the film."""
-        if self._filming is not None:
-            filming, self._filming = self._filming, None
-            filming.result()
+        filming = list(self._filming)
+        self._filming.clear()
+        wait(filming)
+        for filmed in filming:
+            filmed.result()
 
-    def _film_clip(self, film: Reel | VideoWriter) -> None:
+    def _film_behind(self, most: int) -> Iterator[Step]:
+        """Until the film is at most so many blocks behind. The engine does something else meanwhile."""
+        while len(self._filming) > most:
+            if not self._filming[0].done():
+                yield self._filming[0]
+            self._filming.popleft().result()
+
+    def _filmed_clip(self, film: Reel | VideoWriter) -> Generator[Step, None, Sequence[np.ndarray]]:
+        """Have the clip put on film; its last frames."""
+        filmed = self._hands.films.submit(self._film_clip, film)
+        self._filming.append(filmed)
+        yield from self._film_behind(0)
+        return filmed.result()
+
+    def _film_clip(self, film: Reel | VideoWriter) -> Sequence[np.ndarray]:
+        end: deque[np.ndarray] = deque(maxlen=MOST_STRIDE * self._pipeline.family.card.trained_frames)
         for picture_HWC in self._clip():
+            if self._closing:
+                break
             film.append_bytes(picture_HWC[None])
+            end.append(picture_HWC)
+        return end
 
-    def _given(self) -> Tensor | None:
+    def _given(self, end: Sequence[np.ndarray]) -> Tensor | None:
+        """Latents to begin with, where it begins with something; those of a clip are those of its `end`."""
         if self._asked.start == LATENTS:
             return load_file(self._folder / LATENTS)["latents"].to(self._pipeline.family.device)
         if self._asked.start == PICTURE:
             return self._pipeline.encode(read_picture(self._folder / PICTURE, *self._size))
-        if self._asked.start == CLIP:
-            most = MOST_STRIDE * self._pipeline.family.card.trained_frames
-            return self._pipeline.encode(np.stack(deque(self._clip(), maxlen=most)))
-        return None
+        return self._pipeline.encode(np.stack(end)) if self._asked.start == CLIP else None
 
     def _clip(self) -> Iterator[np.ndarray]:
         """Frames of the clip in the size of the video."""
@@ -230,7 +251,7 @@ class Making:
         with writer, safe_open(self._folder / SAMPLED, "pt", str(self._pipeline.family.device)) as file:
             latents = file.get_slice("latents")
             if clip:
-                self._film_clip(writer)
+                yield from self._filmed_clip(writer)
             for row in self.rows:
                 begin, end = row["latent_frames"]
                 with torch.inference_mode():
@@ -250,8 +271,9 @@ class Making:
 
     def _frames(self) -> int:
         clip = self._asked.start == CLIP
-        begun = sum(1 for _ in self._clip()) if clip else 0
-        return begun + sum(row["frames"] for row in self.rows if not (clip and row["source"] == GIVEN))
+        if self._begun is None:  # counted once, and not by the engine's thread: it takes as long as decoding all of it
+            self._begun = sum(1 for _ in self._clip()) if clip else 0
+        return self._begun + sum(row["frames"] for row in self.rows if not (clip and row["source"] == GIVEN))
 
     def settle(self) -> None:
         """Remove what a finished video needs no longer; to be called when it is known to everybody as finished."""

@@ -3,6 +3,7 @@
 Knows: paths and ids. Does not know: what is in the files, the database.
 
     server        the name of this place; jobs in the database belong to it
+    database      the name of the database in which they are
     lock          held by the server that uses the place
     arvid.db      the database, unless another one is named
     videos/ID/    the files of a job
@@ -43,6 +44,21 @@ class Place:
             with whole(path) as part:
                 part.write_text(secrets.token_hex(16) + "\n", encoding="ascii")
         return path.read_text(encoding="ascii").strip()
+
+    def belong(self, database: str, known: set[str]) -> None:
+        """Note the name of the database that has the jobs of this place, the ids in `known`. Raises ValueError when
+        another one is noted, and when none is but there are videos that it does not know: `sweep` would take them for
+        nobody's."""
+        path, here = self.root / "database", {folder.name for folder in (self.root / "videos").iterdir()}
+        noted = path.read_text(encoding="ascii").strip() if path.is_file() else ""
+        remedy = "name theirs with --database (or ARVID_DATABASE), or another --data"
+        if noted and noted != database:
+            raise ValueError(f"the jobs of {self.root} are in another database ({noted}, this is {database}); {remedy}")
+        if not noted and here and not here & known:
+            raise ValueError(f"{self.root} holds {len(here)} videos that this database does not know; {remedy}")
+        if not noted:
+            with whole(path) as part:
+                part.write_text(database + "\n", encoding="ascii")
 
     def take(self) -> None:
         """Keep other servers out until this process ends. Raises ValueError when one is in."""

@@ -30,8 +30,9 @@ from arvid.serve.record import Piece
 from arvid.serve.refusals import Refused, missing
 
 ROOM = 64
-HELLO_SECONDS, LAST_SECONDS = 20.0, 2.0
-"""How long the first message is waited for, and what is still to be done when one side has ended."""
+HELLO_SECONDS, LAST_SECONDS, FAREWELL_SECONDS = 20.0, 2.0, 10.0
+"""How long the first message is waited for, what is still to be done when one side has ended, and a viewer who reads
+slowly, or not at all, when the session has."""
 REFUSED, TAKEN, GOING = 1008, 4001, 1001
 """Reasons to close: not allowed, somebody else watches this session, the server or the session ends."""
 
@@ -58,8 +59,8 @@ class Viewer:
     def __init__(self, house: House, socket: WebSocket) -> None:
         self._house, self._socket = house, socket
         self._out: deque[dict[str, Any]] = deque()
-        self._due, self._room = asyncio.Event(), asyncio.Event()
-        self._cursor, self._version = 0, 0
+        self._due, self._room, self._over = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._cursor, self._version, self._seeks = 0, 0, 0
         self._live: Live | None = None
 
     async def watch(self) -> None:
@@ -74,17 +75,19 @@ class Viewer:
 
         def changed() -> None:
             with contextlib.suppress(RuntimeError):  # the loop may be closed by now
-                loop.call_soon_threadsafe(self._due.set)
+                loop.call_soon_threadsafe(self._look, live)
 
         previous, live.on_change = live.on_change, changed
+        self._mine = changed
         if previous is not None:
             previous()
-        self._mine = changed
+        self._look(live)  # it may have ended before anybody could be told
         self._house.engine.nudge()
         writing, reading = asyncio.create_task(self._write(live)), asyncio.create_task(self._read(live))
+        leaving = asyncio.create_task(self._farewell())
         tasks = (writing, reading)
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((*tasks, leaving), return_when=asyncio.FIRST_COMPLETED)
             if writing.done() and writing.exception() is not None:
                 await asyncio.wait([reading], timeout=LAST_SECONDS)  # a `stop` may lie before the end of the connection
             elif reading.done() and reading.exception() is None:
@@ -93,12 +96,23 @@ class Viewer:
                 if task.done():
                     task.result()
         finally:
-            for task in tasks:
+            for task in (*tasks, leaving):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, leaving, return_exceptions=True)
             if live.on_change is changed:
                 live.on_change = None
             live.heard()
+
+    def _look(self, live: Live) -> None:
+        """Something has changed."""
+        self._due.set()
+        if live.failed or live.closed or live.on_change is not self._mine:
+            self._over.set()
+
+    async def _farewell(self) -> None:
+        """As long as it may take to tell that the session is over. Who reads nothing would never hear of it."""
+        await self._over.wait()
+        await asyncio.sleep(FAREWELL_SECONDS)
 
     # ------------------------------------------------------------ beginning
 
@@ -192,10 +206,12 @@ class Viewer:
         version, piece, data = found
         if version != self._version or piece.second >= live.playhead + live.lead:
             return False
+        seeks = self._seeks
         await self._send({"type": "video.block", "version": version, "size": len(data), **_told(piece)})
         await self._socket.send_bytes(data)
-        self._cursor += 1
-        live.has_sent(piece.end, version)
+        if self._seeks == seeks:  # else the viewer went elsewhere while the connection was slow, perhaps to this block
+            self._cursor += 1
+            live.has_sent(piece.end, version)
         return True
 
     async def _end(self, told: dict[str, Any], code: int) -> None:
@@ -246,7 +262,7 @@ class Viewer:
             if isinstance(message, (Seek, Pause, Play)):
                 receipt = live.apply(message)
                 if isinstance(message, Seek):
-                    self._cursor = receipt["block"]
+                    self._cursor, self._seeks = receipt["block"], self._seeks + 1
                 engine.nudge()
             else:
                 receipt = await asyncio.wrap_future(engine.call(lambda: live.apply(message)))

@@ -1,12 +1,13 @@
 """The database: jobs and keys, SQLite or any other that SQLAlchemy speaks to.
 
-Knows: two tables and what is asked of them, each call one transaction. Does not know: files, pipelines, HTTP.
+Knows: its tables and what is asked of them, each call one transaction. Does not know: files, pipelines, HTTP.
 
 A job belongs to a place (the data directory that holds its files), so that several servers may share one database.
 """
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections.abc import Sequence
@@ -84,6 +85,15 @@ class Key(Base):
     created_at: Mapped[int] = mapped_column(NUMBER)
 
 
+class Name(Base):
+    """What the database is called: one row, made when somebody asks."""
+
+    __tablename__ = "names"
+
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    name: Mapped[str] = mapped_column(String(64))
+
+
 def now() -> int:
     """Unix seconds."""
     return int(time.time())
@@ -108,8 +118,11 @@ class Store:
             if lite:
                 event.listen(self._engine, "connect", _durable)
             Base.metadata.create_all(self._engine)
+            with self._session() as session:
+                for table in (Job, Key, Name):  # that they have the columns of this version
+                    session.scalars(select(table).limit(0)).all()
         except (SQLAlchemyError, ArgumentError, ImportError) as error:
-            raise ValueError(f"the database cannot be used ({_first_line(error)}); check its address") from error
+            raise unusable(error) from error
 
     def close(self) -> None:
         """Let go of all connections."""
@@ -117,6 +130,18 @@ class Store:
 
     def _session(self) -> Session:
         return Session(self._engine, expire_on_commit=False)
+
+    @property
+    def name(self) -> str:
+        """What the database is called: the same wherever it lies, and like no other."""
+        with self._session() as session:
+            found = session.scalars(select(Name.name)).first()
+        if found is None:
+            with contextlib.suppress(IntegrityError), self._session() as session, session.begin():
+                session.add(Name(number=1, name=secrets.token_hex(16)))
+            with self._session() as session:
+                found = session.scalars(select(Name.name)).one()
+        return found
 
     # ------------------------------------------------------------ jobs
 
@@ -180,6 +205,13 @@ class Store:
             mine = update(Job).where(Job.place == self.place, Job.id == job).values(**values).returning(Job.number)
             return session.execute(mine).first() is not None
 
+    def retry(self, job: str) -> bool:
+        """Have a failed job wait again. False when it is not failed (any more): of several who ask, one gets True."""
+        failed = (Job.place == self.place, Job.id == job, Job.status == FAILED)
+        again = update(Job).where(*failed).values(status=QUEUED, error=None, attempts=0, completed_at=None)
+        with self._session() as session, session.begin():
+            return session.execute(again.returning(Job.number)).first() is not None
+
     def delete(self, job: str) -> bool:
         """Forget a job. False when it was forgotten before."""
         with self._session() as session, session.begin():
@@ -229,5 +261,7 @@ def _durable(connection: Any, record: Any) -> None:
         connection.execute(f"PRAGMA {setting}").close()
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def unusable(error: BaseException) -> ValueError:
+    """What is told, on one line, of a database that cannot be used."""
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return ValueError(f"the database cannot be used ({first}); check its address, and that it is of this version")

@@ -25,6 +25,14 @@ TELL_SECONDS = 0.5
 """The database hears of progress no more often."""
 
 
+def blamed(error: Exception, job: Job) -> tuple[str, str]:
+    """Code and message for the owner of a job that an error ended; the log has the reason where it is our fault."""
+    if isinstance(error, ValueError):
+        return "invalid_input", " ".join(str(error).split())
+    LOGGER.error("job %s", job.id, exc_info=error)
+    return OURS, "the server failed to make this video; its log has the reason; try again"
+
+
 class Books:
     """Where a job's fate is written down."""
 
@@ -61,13 +69,18 @@ class Task:
         self._saves = 0
         self._waited: Future[Any] | None = None
         self._failure: tuple[str, str] | None = None
-        self.finishing = self.ended = False
+        self.ended = False
         say("job begun", job=job.id, attempt=job.attempts)
 
     @property
     def waits(self) -> bool:
         """Whether there is nothing to do for it now."""
         return self._waited is not None and not self._waited.done()
+
+    @property
+    def finishing(self) -> bool:
+        """Whether all blocks are made."""
+        return self._making.sampled
 
     def step(self) -> None:
         """Do a piece of work, and note what became of it."""
@@ -76,17 +89,12 @@ class Task:
             step = next(self._steps)
         except StopIteration:
             self._finish()
-        except ValueError as error:
-            self._failure = ("invalid_input", " ".join(str(error).split()))
-            self._finish()
-        except Exception:
-            LOGGER.exception("job %s", self.job.id)
-            self._failure = (OURS, "the server failed to make this video; its log has the reason; try again")
+        except Exception as error:
+            self._failure = blamed(error, self.job)
             self._finish()
         else:
             self._waited = step if isinstance(step, Future) else None
             if self._waited is not None:
-                self.finishing = True
                 self._waited.add_done_callback(lambda _: self._wake())
             elif isinstance(step, Block):
                 self._made(step, time.monotonic() - begin)
@@ -108,16 +116,24 @@ class Task:
     def _finish(self) -> None:
         """Nothing is left to be done. May be called again when the database could not be told."""
         self._close()
+        told = self._told_of() if self._failure is None else {}
         if self._failure is not None:
             self._books.failed(self.job, *self._failure)
         else:
-            self._complete()
+            self._complete(told)
         self.ended = True
 
-    def _complete(self) -> None:
-        report = self._making.report()
-        told = {name: report[name] for name in ("frames", "seconds", "sources")}
-        told["blocks"] = len(report["blocks"])
+    def _told_of(self) -> dict[str, Any]:
+        """What the database is told about a finished video. One that nothing can be told about has failed."""
+        try:
+            report = self._making.report()
+            told = {name: report[name] for name in ("frames", "seconds", "sources")}
+            return {**told, "blocks": len(report["blocks"])}
+        except Exception as error:
+            self._failure = blamed(error, self.job)
+            return {}
+
+    def _complete(self, told: dict[str, Any]) -> None:
         done = {"status": COMPLETED, "progress": 100, "completed_at": now(), "report": told, "error": None}
         if not self._books.store.change(self.job.id, **done):
             self._books.place.remove(self._books.place.video(self.job.id))
@@ -127,11 +143,11 @@ class Task:
         say("job completed", job=self.job.id, wall=round(time.monotonic() - self._begun, 3), **told)
 
     def _close(self) -> None:
-        try:
-            self._steps.close()
-            self._making.close()
-        except Exception:
-            LOGGER.exception("job %s", self.job.id)
+        for close in (self._making.close, self._steps.close):  # in this order: films end before their files do
+            try:
+                close()
+            except Exception:
+                LOGGER.exception("job %s", self.job.id)
 
     def drop(self) -> None:
         """It was deleted."""

@@ -19,7 +19,7 @@ from arvid.serve.house import caller_of, house_of
 from arvid.serve.keys import Caller
 from arvid.serve.protocol import Character, Create, Edit, Extend, Remix
 from arvid.serve.refusals import Refused, missing
-from arvid.serve.store import COMPLETED, FAILED, QUEUED, UNFINISHED, Job
+from arvid.serve.store import COMPLETED, FAILED, UNFINISHED, Job
 
 VARIANTS = {
     "video": (making.VIDEO, "video/mp4"),
@@ -84,14 +84,14 @@ class Deleted(BaseModel):
 
 def shown(job: Job) -> Video:
     """The video object of a job."""
-    request = job.asked["request"]
-    extras = {name: request[name] for name in ("seed", "router", "positions", "guard", "timeline")}
+    request = job.asked.get("request", {})  # one that another version has written may lack something
+    extras = {name: request.get(name) for name in ("seed", "router", "positions", "guard", "timeline")}
     return Video(
         id=job.id, model=job.model, status=job.status, progress=job.progress, created_at=job.created_at,  # type: ignore[arg-type]
         completed_at=job.completed_at, prompt=job.prompt, seconds=job.seconds, size=job.size,
         remixed_from_video_id=job.source if job.kind == "remix" else None,
         error=Error(**job.error) if job.error else None,
-        arvid={**extras, "memory": request["past"], "kind": job.kind, "source": job.source, "made": job.report},
+        arvid={**extras, "memory": request.get("past"), "kind": job.kind, "source": job.source, "made": job.report},
     )  # fmt: skip
 
 
@@ -205,12 +205,15 @@ async def remix(video_id: str, request: Request, caller: Who) -> Video:
 def retry(video_id: str, request: Request, caller: Who) -> Video:
     """Have a failed video made from where it failed; what was sampled is not sampled again. (Ours.)"""
     job, house = _mine(request, caller, video_id), house_of(request)
-    if job.status != FAILED:
-        raise Refused(f"video {job.id} is {job.status}; only failed ones are tried again", code="video_not_failed")
-    house.engine.ready()
-    house.store.change(job.id, status=QUEUED, error=None, attempts=0, completed_at=None)
-    house.engine.wake()
-    return shown(_mine(request, caller, video_id))
+    if job.status == FAILED:
+        house.engine.ready()
+        asking.check_room(house, caller)
+        again = house.store.retry(job.id)
+        job = _mine(request, caller, video_id)
+        if again:
+            house.engine.wake()
+            return shown(job)
+    raise Refused(f"video {job.id} is {job.status}; only failed ones are tried again", code="video_not_failed")
 
 
 def _mine(request: Request, caller: Caller, video_id: str) -> Job:

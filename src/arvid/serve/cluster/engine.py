@@ -22,7 +22,8 @@ from arvid.serve.app import Settings
 from arvid.serve.app import build as build_here
 from arvid.serve.cluster.lane import Deploy, Lane
 from arvid.serve.cluster.mirror import Mirror
-from arvid.serve.engine import SMALLEST_SIDE, Engine, Given
+from arvid.serve.cluster.replica import Answer
+from arvid.serve.engine import SMALLEST_SIDE, THE_END, Engine, Given
 from arvid.serve.fragments import Fragmenter
 from arvid.serve.house import House
 from arvid.serve.limits import Limits
@@ -32,7 +33,7 @@ from arvid.serve.metrics import Metrics
 from arvid.serve.place import Place
 from arvid.serve.record import Record
 from arvid.serve.refusals import LIMITED, OURS, Refused
-from arvid.serve.store import QUEUED, Job, Store
+from arvid.serve.store import Store, new_id
 from arvid.types import Block
 
 EACH = 2
@@ -42,6 +43,7 @@ CALLS = 32
 LOOK_SECONDS = 0.1
 LEAVING_SECONDS = 120.0
 LOST = "the replica that made it was lost; begin again"
+LATE = "it was opened too late"
 
 
 class Shell(Pipeline):
@@ -54,6 +56,8 @@ class Shell(Pipeline):
 
 class RayEngine(Engine):
     """See the module. `replicas` of them are kept up by `deploy`."""
+
+    MAKER = "its replica"
 
     def __init__(
         self, replicas: int, deploy: Deploy, store: Store, place: Place, limits: Limits, metrics: Metrics
@@ -83,7 +87,7 @@ class RayEngine(Engine):
 
     # ------------------------------------------------------------ live sessions
 
-    def open_live(self, owner: str, most: int, request: Request, lead: float) -> Live:
+    def open_live(self, owner: str, most: int, request: Request, lead: float, name: str = "") -> Live:
         """A new live session on the replica that has the fewest. Raises as the engine in one process does."""
         family = self.ready().family
         with self._opening:
@@ -95,19 +99,28 @@ class RayEngine(Engine):
             if not ready:
                 raise Refused("no replica is ready; try again soon", 503, OURS, "not_ready", after=5)
             lane = min(ready, key=lambda lane: len(lane.mirrors))
-            opened = lane.ask("open", owner, request, lead)
+            name, card = name or new_id("live"), family.card
+            opened = self._asked(lane, name, owner, request, lead)
             if "refused" in opened:
                 raise ValueError(opened["refused"])
-            name, card = opened["name"], family.card
             fragments = Fragmenter(card.fps, card.size, max(1, -(-SMALLEST_SIDE // min(card.size))))
             fragments.init = opened["init"]
             stream = (fragments, Record(self._place.live(name)))
-            mirror = Mirror(lane, owner, request, opened, stream, self._films, lead)
+            mirror = Mirror(lane, name, owner, request, opened, stream, self._films, lead)
             self.lives[name] = lane.mirrors[name] = mirror
         if not lane.ready:
             self.close_live(mirror, LOST)
         say("live session begun", session=name, replica=lane.number)
         return mirror
+
+    def _asked(self, lane: Lane, name: str, owner: str, request: Request, lead: float) -> Answer:
+        """What a replica answers that is to open a session. One that answers too late would keep it for nobody."""
+        try:
+            answer: Answer = lane.ask("open", name, owner, request, lead)
+        except Refused:
+            lane.tell("close", name, LATE)
+            raise
+        return answer
 
     def close_live(self, live: Live, why: str) -> None:
         """End a live session, here and on its replica."""
@@ -131,23 +144,12 @@ class RayEngine(Engine):
     def _turn(self, pipeline: Pipeline) -> bool:
         """Give a job out. False when there is none, or nobody to make it."""
         free = [lane for lane in self._lanes if lane.ready and len(lane.jobs) < EACH]
-        if not free or not self._look:
-            return False
-        self._look = False
-        job = self._claim()
+        job = self._claim() if free and self._may_ask else None
         if job is None:
             return False
-        self._look = True
-        if not min(free, key=lambda lane: len(lane.jobs)).give(job):
-            self._books.store.change(job.id, status=QUEUED, attempts=job.attempts - 1)
+        if min(free, key=lambda lane: len(lane.jobs)).give(job):
+            self._claimed = None
         return True
-
-    def _claim(self) -> Job | None:
-        while (job := self._books.store.claim()) is not None:
-            if job.attempts <= self._limits.attempts:
-                return job
-            self._books.failed(job, OURS, f"its replica ended {job.attempts - 1} times while it made this video")
-        return None
 
     # ------------------------------------------------------------ the end
 
@@ -157,7 +159,7 @@ class RayEngine(Engine):
 
     def _leave(self) -> None:
         for live in list(self.lives.values()):
-            self.close_live(live, "the server ends")
+            self.close_live(live, THE_END)
         with ThreadPoolExecutor(len(self._lanes), "leaving") as pool:
             list(pool.map(lambda lane: lane.leave(), self._lanes))
         super()._leave()

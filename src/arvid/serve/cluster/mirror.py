@@ -51,14 +51,14 @@ class Mirror(Live):
     """See the module. Events arrive by one thread."""
 
     def __init__(
-        self, line: Line, owner: str, request: Request, opened: Answer, stream: tuple[Fragmenter, Record],
+        self, line: Line, name: str, owner: str, request: Request, opened: Answer, stream: tuple[Fragmenter, Record],
         films: Executor, lead: float,
     ) -> None:  # fmt: skip
         self._line, self._words = line, 0
         self._watcher: Callable[[], None] | None = None
         self._far = Far(request, opened["blocks"], stream[1])
         self._whole = False
-        super().__init__(opened["name"], owner, cast(Direction, self._far), stream, films, lead)
+        super().__init__(name, owner, cast(Direction, self._far), stream, films, lead)
         self._whole = True
 
     # ------------------------------------------------------------ to the replica

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,8 @@ from arvid.serve.store import QUEUED, Job
 LOOK_SECONDS = 0.05
 FOREVER = 1e9
 MANY = 10**6
+REMEMBERED = 1000
+"""Sessions that were closed before they were open, and of which word may still come."""
 Answer = dict[str, Any]
 
 
@@ -70,6 +73,7 @@ class Replica:
     ) -> None:
         self._own = Path(tempfile.mkdtemp(prefix="arvid-replica-"))
         self._outbox, self._taps = Outbox(), dict[str, Tap]()
+        self._given_up: deque[str] = deque(maxlen=REMEMBERED)
         self._slips = Slips(self._own, self._outbox)
         # How long a session waits for somebody and how many there may be is the server's to say.
         ours = replace(limits, idle_seconds=FOREVER, sessions=MANY)
@@ -147,15 +151,17 @@ class Replica:
 
     # ------------------------------------------------------------ live sessions
 
-    async def open(self, owner: str, request: Request, lead: float) -> Answer:
-        """Begin a live session."""
+    async def open(self, session: str, owner: str, request: Request, lead: float) -> Answer:
+        """Begin a live session, unless the server has given it up by then."""
         engine = self._engine
         try:
-            live = await asyncio.wrap_future(engine.call(lambda: engine.open_live(owner, MANY, request, lead)))
+            live = await asyncio.wrap_future(engine.call(lambda: engine.open_live(owner, MANY, request, lead, session)))
         except ValueError as error:
             return {"refused": str(error)}
-        self._taps[live.name] = Tap(live)
-        return {"name": live.name, "init": live.fragments.init, "blocks": live.blocks, "seconds": live.seconds}
+        self._taps[session] = Tap(live)
+        if session in self._given_up:
+            await self.close(session, "given up")
+        return {"init": live.fragments.init, "blocks": live.blocks, "seconds": live.seconds}
 
     async def apply(self, session: str, control: Control) -> Answer:
         """Carry out a control between two blocks; the receipt."""
@@ -182,8 +188,10 @@ class Replica:
         self._engine.nudge()
 
     async def close(self, session: str, why: str) -> None:
-        """End a live session."""
-        if (tap := self._taps.pop(session, None)) is not None:
+        """End a live session, or one that may still be opened."""
+        if (tap := self._taps.pop(session, None)) is None:
+            self._given_up.append(session)
+        else:
             live = tap.live
             await asyncio.wrap_future(self._engine.call(lambda: self._engine.close_live(live, why)))
 
