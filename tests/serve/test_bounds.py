@@ -17,6 +17,7 @@ from arvid.cli.families import OF_FILES
 from arvid.pipeline import Pipeline, Request
 from arvid.rollout.guard import GUARDS
 from arvid.rollout.routers import ROUTERS
+from arvid.samplers.noise import NOISES
 from arvid.serve.bounds import FILES, NOT_COUNTED, UNBOUNDED, check, passes
 from arvid.serve.limits import Work
 from arvid.spec import build
@@ -36,7 +37,7 @@ def options(registry: Mapping[str, Callable[..., Any]]) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("registry", [ROUTERS, POLICIES, POSITIONS, GUARDS])
+@pytest.mark.parametrize("registry", [ROUTERS, POLICIES, POSITIONS, GUARDS, NOISES])
 def test_every_option_that_is_text_is_known_as_a_word_or_a_file(registry: Mapping[str, Callable[..., Any]]) -> None:
     texts = {name for name, kind in options(registry).items() if not kind.startswith((*NUMBERS, "ClassVar"))}
     assert texts <= WORDS | FILES, "say which of the two a new option is"
@@ -171,3 +172,11 @@ def test_a_knob_asks_for_no_more_than_a_request(server: Running) -> None:
     assert viewer.until("control.receipt", id="slower")
     viewer.say(type="stop")
     viewer.close()
+
+
+def test_noise_is_asked_for_like_positions(server: Running) -> None:
+    asked = {"prompt": PROMPT, "seconds": 1, "size": "64x64"}
+    status, _, answer = ask(server.address, "/v1/videos", {**asked, "arvid": {"noise": "antiphase:rho=-0.3"}})
+    assert (status, json.loads(answer)["arvid"]["noise"]) == (200, "antiphase:rho=-0.3")
+    status, _, answer = ask(server.address, "/v1/videos", {**asked, "arvid": {"noise": "pink"}})
+    assert status == 400 and b"unknown noise 'pink'" in answer

@@ -27,7 +27,7 @@ def check(pipeline: Pipeline, request: Request, work: Work, given: int = 0) -> t
     whose blocks may take more than `work`, or that cannot be met."""
     for what, text in (
         ("router", request.router), ("memory", request.past), ("positions", request.positions),
-        ("guard", request.guard),
+        ("guard", request.guard), ("noise", request.noise),
     ):  # fmt: skip
         for name, value in _options(text):
             if name in FILES:

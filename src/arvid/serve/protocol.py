@@ -68,6 +68,7 @@ class Extras(Strict):
     memory: Spec | None = None
     positions: Spec | None = None
     guard: Spec | None = None
+    noise: Spec | None = None
     timeline: Annotated[list[Turn], Field(max_length=1000)] | None = None
     seed: Seed | None = None
 
@@ -92,6 +93,7 @@ class Extras(Strict):
             past=request.past if self.memory is None else self.memory,
             positions=request.positions if self.positions is None else self.positions,
             guard=request.guard if self.guard is None else self.guard,
+            noise=request.noise if self.noise is None else self.noise,
             timeline=entries,
             seed=request.seed if self.seed is None else self.seed,
         )

@@ -85,7 +85,7 @@ class Deleted(BaseModel):
 def shown(job: Job) -> Video:
     """The video object of a job."""
     request = job.asked.get("request", {})  # one that another version has written may lack something
-    extras = {name: request.get(name) for name in ("seed", "router", "positions", "guard", "timeline")}
+    extras = {name: request.get(name) for name in ("seed", "router", "positions", "noise", "guard", "timeline")}
     return Video(
         id=job.id, model=job.model, status=job.status, progress=job.progress, created_at=job.created_at,  # type: ignore[arg-type]
         completed_at=job.completed_at, prompt=job.prompt, seconds=job.seconds, size=job.size,
