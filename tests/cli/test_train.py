@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from arvid.cli import train
 from arvid.train.workers import Workers
@@ -61,14 +62,19 @@ def test_chosen_stages_run_in_the_order_given(arvid: Type, done: list[Any], tmp_
     assert (tmp_path / "runs").is_dir()
 
 
-def test_a_stage_that_has_nothing_left_to_do_says_so(arvid: Type, done: list[Any], monkeypatch: Any) -> None:
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_stage_that_has_nothing_left_to_do_says_so(
+    arvid: Type, done: list[Any], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setattr(Console, "is_terminal", terminal)
     monkeypatch.setitem(sys.modules["toy_recipe"].STAGES, "target", lambda runs, sizes, report: None)
     result = arvid("train", "toy", "--stage", "target", "--steps", 7)
     assert result.exit_code == 0, result.output
-    assert result.stderr.splitlines()[-1] == "target: done before; more than 7 is --steps or --set"
+    assert result.stderr.splitlines()[-1].endswith("target: done before; more than 7 is --steps or --set")
 
 
 def test_a_device_is_for_the_stages_that_can_be_there(arvid: Type, done: list[Any], monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for name, said in (
         ("cuda", "device 'cuda' asked for; torch sees 0 GPUs; use cpu"),
         ("tpu", "unknown device 'tpu'"),

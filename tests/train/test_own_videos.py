@@ -120,7 +120,14 @@ def test_what_has_changed_is_made_again_and_what_another_made_is_refused(
     film(folder / "b.mp4", 162, width=96)
     STAGES["latents"](runs, replace(sizes, firsts=3), rows.append)
     assert [len(load_file(part)[name]) for part in (a, b) for name in ("latents", "first")] == [2, 6, 2, 6]
-    (folder / "b.mp4").unlink()
+    (folder / "a.mp4").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="1 of 2 videos cannot be used"):
+        STAGES["latents"](runs, sizes, rows.append)
+    assert not a.exists(), "what it was made from is not so any more"
+    for path in folder.glob("*.mp4"):
+        path.unlink()
+    film(folder / "c.mp4", 81)
+    (folder / "c.txt").write_text("a star")
     STAGES["latents"](runs, sizes, rows.append)
     assert b.is_file(), "a part stays when its video is gone"
     other = toy_family.write(tmp_path / "other")
@@ -138,6 +145,14 @@ def test_a_pair_of_the_shipped_familys_sizes_runs_as_it_was_packed(tmp_path: Pat
     STAGES["pack"](runs, sizes, lambda row: None)
     made = Pipeline(load(runs / "family")).generate(Request("a red circle", 0.5))
     assert made.frames_BTCHW.shape[2:] == (3, 64, 64)
+
+
+def test_weights_that_do_not_say_their_sizes_have_the_lenders(tmp_path: Path, family: Path) -> None:
+    runs = tmp_path / "runs"
+    (runs / "target").mkdir(parents=True)
+    save_file(load_file(family / "target.safetensors"), runs / "target" / "model.safetensors")
+    STAGES["pack"](runs, Sizes(family=str(family)), lambda row: None)
+    assert load(runs / "family").card.parts["target"]["dim"] == toy_family.TARGET.dim
 
 
 def test_a_lender_without_a_drafter_is_named(tmp_path: Path) -> None:

@@ -19,19 +19,22 @@ from torch.fx.experimental import _config as config
 from arvid.caches.window import Window
 from arvid.models.tae import TinyAutoencoder
 from arvid.models.wan.transformer import CausalWan, WanConfig
+from arvid.rewards.reading import Asking, BlockReader
 from arvid.samplers.grids import few_step
+from arvid.train.asking import asked, meaning
 from arvid.train.autoencoder import Decoding, EncodedClips, LabelledClips, Probe, Reconstruction
 from arvid.train.consistency import Consistency
 from arvid.train.diffusion_forcing import DiffusionForcing
 from arvid.train.distribution_matching import DistributionMatching, ScoreIdentity
 from arvid.train.drafting import DraftForcing
+from arvid.train.feedback import Feedback, FeedbackBatch
 from arvid.train.flow import FlowBatch, TeacherForcing
 from arvid.train.guidance import GuidedForcing
 from arvid.train.placing import here, moved, settle
-from arvid.train.reading import Told
+from arvid.train.reading import CellReader, ReadForcing, Told, ToldBatch
 from arvid.train.resampling import ResampledForcing
 from arvid.train.scores import CausalScore
-from arvid.train.self_forcing import Horizon, SelfForcing
+from arvid.train.self_forcing import LAST, Horizon, SelfForcing
 
 CONFIG = WanConfig(16, 32, 2, 2, 8, 5, 2, 2, 16, cell_width=8, cell_blocks=1)
 META = torch.device("meta")
@@ -50,9 +53,9 @@ def clips() -> FlowBatch:
     return moved(FlowBatch(*whole, first, torch.zeros(2, dtype=torch.long)), META)
 
 
-def told(count: int, frames: int, cells: int) -> Told:
+def told(count: int, frames: int, cells: int, sorts: int = 2) -> Told:
     ways = [torch.zeros(count, frames, cells, cells, 2) for _ in range(2)]
-    kinds = torch.zeros(count, frames, cells, cells, 2, dtype=torch.long)
+    kinds = torch.zeros(count, frames, cells, cells, sorts, dtype=torch.long)
     return Told(kinds, *ways, torch.ones(count, frames, dtype=torch.bool))
 
 
@@ -85,6 +88,21 @@ def decoded() -> Tensor:
     return Decoding(TinyAutoencoder().to(META))(moved(batch, META), generator())["loss"]
 
 
+def read() -> Tensor:
+    net, reader = model(), CellReader(16, (2, 2), (6, 4, 8)).to(META)
+    batch = moved(ToldBatch(clips(), told(2, 6, 4, 3), told(3, 3, 4, 3)), META)
+    return ReadForcing(GuidedForcing(net, 6, 3, WINDOW), reader, net.blocks[1])(batch, generator())["loss"]
+
+
+def fed() -> Tensor:
+    net, seen = model(), BlockReader(2, 3, meaning().seen).to(META)
+    first = SelfForcing(net, WINDOW, Horizon(3, 3, 3), (2, 4, 4), few_step(4), deep=2, part=LAST)
+    scenes = asked(torch.zeros(2, 3, 6, dtype=torch.long))
+    batch = moved(FeedbackBatch(torch.randn(2, 5, 8), scenes, clips()), META)
+    anchor = GuidedForcing(net, 6, 3, WINDOW)
+    return Feedback(first, lambda z_NTCHW: z_NTCHW, Asking(seen), 3, anchor)(batch, generator())["loss"]
+
+
 LOSSES: dict[str, Callable[[], Tensor]] = {
     "teacher forcing": lambda: TeacherForcing(model(), 6, 3, WINDOW)(clips(), generator())["loss"],
     "guided": lambda: GuidedForcing(model(), 6, 3, WINDOW)(clips(), generator())["loss"],
@@ -94,6 +112,8 @@ LOSSES: dict[str, Callable[[], Tensor]] = {
     "consistency": distilled,
     "distribution matching": lambda: matched(DistributionMatching),
     "score identity": lambda: matched(ScoreIdentity),
+    "reading": read,
+    "feedback": fed,
     "autoencoder": reconstructed,
     "decoder": decoded,
 }

@@ -37,9 +37,9 @@ class Merge(nn.Module):
         return merge
 
     def check(self, layers: int, group: int, channels: int) -> None:
-        """Raises ValueError for more layers than there are weights, and for groups of another size."""
+        """Raises ValueError for more or fewer layers than there are weights, and for groups of another size."""
         known, _, *size = self.weight.shape
-        if layers > known or [group, channels] != size:
+        if layers != known or [group, channels] != size:
             raise ValueError(
                 f"layers 0 to {layers - 1} have groups of {group} tokens with {channels} channels, merging weights for "
                 f"{tuple(size)} in layers 0 to {known - 1}; train weights for this policy and this model"
@@ -48,7 +48,7 @@ class Merge(nn.Module):
     def forward(self, groups_BGNHD: Tensor, layer: int, which: int) -> Tensor:
         """One token per group [B, G, H, D]; `which` is 0 for keys, 1 for values. Raises ValueError for groups of
         another size than the weights have, and a layer that they do not have."""
-        self.check(layer + 1, groups_BGNHD.shape[2], groups_BGNHD[0, 0, 0].numel())
+        self.check(max(layer + 1, len(self.weight)), groups_BGNHD.shape[2], groups_BGNHD[0, 0, 0].numel())
         weight_ND = self.weight[layer, which]
         return (groups_BGNHD * weight_ND.unflatten(1, groups_BGNHD.shape[3:]).to(groups_BGNHD)).sum(2)
 

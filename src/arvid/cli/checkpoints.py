@@ -18,11 +18,12 @@ from arvid.cli.report import Row, head
 from arvid.evals import training
 from arvid.evals.speculation import draw_prompts
 from arvid.evals.training import Made, Measured, Passes
-from arvid.models.family import Card, fill, stated, transformer_config
+from arvid.models.family import Card, fill
 from arvid.models.running import pack, packable
 from arvid.models.tae import TIME_STRIDE
 from arvid.models.wan.transformer import CausalWan
 from arvid.pipeline import Family, Pipeline, Request
+from arvid.recipes.transformers import sizes_of
 from arvid.video import to_bytes
 from arvid.worlds import shapes
 
@@ -71,7 +72,7 @@ class Checkpoint:
         card = family.card
         kind = directory.name.partition("-")[0]
         part = kind if kind in card.parts else "target"
-        model = CausalWan(stated(directory / WEIGHTS) or transformer_config(card, part))
+        model = CausalWan(sizes_of(directory / WEIGHTS, card, part))
         fill(model, directory / WEIGHTS)
         model = model.to(family.device, torch.bfloat16).eval().requires_grad_(False)
         if packable(model):

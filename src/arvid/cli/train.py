@@ -180,17 +180,20 @@ class Watch:
 
     def __enter__(self) -> Watch:
         self._bar.start()
-        self._say(f"{self._stage}: begun")
+        if not self._terminal:
+            self._say(f"{self._stage}: begun")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+        idle = self._idle and kind is None
         # A run that has ended reads nothing again: neither new data nor another rate.
-        done = f"done before; more than {self._length} is --steps or --set" if self._idle else "done"
+        done = f"done before; more than {self._length} is --steps or --set" if idle else "done"
         stopped = "stopped; the same command goes on from here" if kind is KeyboardInterrupt else "failed"
-        self._say(f"{self._stage}: {done if kind is None else stopped}")
+        if idle or not self._terminal:  # a bar says the rest, and at 0 the opposite of this
+            self._say(f"{self._stage}: {done if kind is None else stopped}")
 
     def report(self, row: dict[str, float]) -> None:
         """A row of numbers: `step` (or `clips`) moves the bar, the rest is shown."""
@@ -202,5 +205,5 @@ class Watch:
             self._say(f"{self._stage}: {at}{f'/{self._length}' if self._length else ''}  {numbers}".rstrip())
 
     def _say(self, line: str) -> None:
-        if not self._quiet and not self._terminal:
+        if not self._quiet:
             print(line, file=sys.stderr, flush=True)

@@ -338,7 +338,7 @@ def pack(runs: Path, sizes: Sizes, report: Report) -> None:
         fed = runs / f"{part}-feedback" / "model.safetensors"
         taken = fed if fed.is_file() else weights_of(runs, part)
         shutil.copyfile(taken, out / f"{part}.safetensors")
-        sized[part] = asdict(sizes_of(taken, part))
+        sized[part] = asdict(sizes_of(taken, CARD, part))
     for name in ("reward", *(f"{judge}_judge" for judge in (*JUDGES, MARKING, REMARKING))):
         if (runs / name / "model").is_dir():
             shutil.copytree(runs / name / "model", out / name, dirs_exist_ok=True)
@@ -383,4 +383,4 @@ STAGES: dict[str, Stage] = {
 SHARED = ("target", "drafter")
 """Stages that several workers may train together."""
 PLACED = ("vae", "decoder", "target", "drafter")
-"""Stages that train on the device that was asked for; all others take minutes of a CPU."""
+"""Stages that train on the device that was asked for; all others stay on the CPU."""

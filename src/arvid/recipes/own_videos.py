@@ -85,6 +85,7 @@ def latents(runs: Path, sizes: Sizes, report: Report) -> None:
             "firsts": str(sizes.firsts),
         }  # fmt: skip
         if facts_of(part) != facts:
+            part.unlink(missing_ok=True)  # what is trained reads all parts, and this one is not true any more
             try:
                 made = encoded(path, said[path], card, vae, text, sizes.firsts)
             except ValueError as error:
@@ -275,7 +276,7 @@ def pack(runs: Path, sizes: Sizes, report: Report) -> None:
     for part in parts:
         shutil.copyfile(runs / part / "model.safetensors", out / f"{part}.safetensors")
     made = {"vae": card.parts["vae"]}
-    made |= {part: asdict(sizes_of(runs / part / "model.safetensors", part)) for part in parts}
+    made |= {part: asdict(sizes_of(runs / part / "model.safetensors", card, part)) for part in parts}
     # The lender's judges read what its world shows, and its router may ask them.
     router = UNJUDGED if "drafter" in parts else "target"
     # What narrower noise is worth was measured on the lender; other videos may have more than one way to go on.

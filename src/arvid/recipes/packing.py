@@ -52,7 +52,7 @@ def pack(runs: Path, sizes: Sizes, report: Report) -> None:
     leave = shutil.ignore_patterns("*.md", CARD, "drafter.safetensors", "target.safetensors")
     shutil.copytree(lender, out, ignore=leave, dirs_exist_ok=True)
     shutil.copyfile(weights, out / "target.safetensors")
-    own = {"target": asdict(sizes_of(weights, kind))}
+    own = {"target": asdict(sizes_of(weights, card, kind))}
     parts = {name: part for name, part in card.parts.items() if name != "drafter"} | own
     router = f"target:first_steps={sizes.first}" if sizes.first else "target"
     told = replace(

@@ -186,14 +186,15 @@ def kind_of(directory: str) -> str:
 def trained(runs: Path, directory: str) -> CausalWan:
     """The transformer of a finished stage in fp32. Raises ValueError when its weights are missing."""
     kind, path = kind_of(directory), weights_of(runs, directory)
-    model = CausalWan(sizes_of(path, kind))
+    # Weights that say nothing are older than the recipes that read them here, as the shipped ones are.
+    model = CausalWan(sizes_of(path, read_card(EMBEDDED), kind))
     fill(model, path)
     return model.to(here())
 
 
-def sizes_of(weights: Path, kind: str) -> WanConfig:
-    """The sizes of a transformer: what its weights say; weights that say nothing are taken for shipped ones."""
-    return stated(weights) or transformer_config(read_card(EMBEDDED), kind)
+def sizes_of(weights: Path, card: Card, kind: str) -> WanConfig:
+    """The sizes of a transformer: what its weights say; of weights that say nothing, what a card does."""
+    return stated(weights) or transformer_config(card, kind)
 
 
 def weights_of(runs: Path, directory: str) -> Path:
