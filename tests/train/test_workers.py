@@ -7,11 +7,13 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from arvid.train.trainer import TrainConfig, train
@@ -75,6 +77,11 @@ def alone() -> None:
         os._exit(0)  # killed: nothing is put away
     meet()
     leave()
+    # One that outlives the group may drop a tensor while Python ends, which ends the process as a crash.
+    threads, limit = Path("/proc/self/task"), time.monotonic() + 30
+    while threads.exists() and len(list(threads.iterdir())) > 1:
+        assert time.monotonic() < limit, "threads of the group are left"
+        time.sleep(0.01)
 
 
 def run(
@@ -254,6 +261,34 @@ def gpus(monkeypatch: pytest.MonkeyPatch, present: int, told: str = "") -> None:
     if told:
         monkeypatch.setenv("LOCAL_RANK", told)
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+
+
+@pytest.mark.parametrize(("seen", "backend"), [(True, "cpu:gloo,cuda:nccl"), (False, "gloo")])
+def test_tensors_of_the_cpu_and_of_gpus_both_have_a_way(
+    monkeypatch: pytest.MonkeyPatch, seen: bool, backend: str
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: seen)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(dist, "init_process_group", lambda name, **how: asked.append(name))
+    join()
+    assert asked == [backend]
+
+
+@pytest.mark.parametrize(("device", "first"), [("cpu", []), ("meta", ["all are here"])])
+def test_who_exchanges_what_is_on_a_device_first_sees_that_all_are_here(
+    monkeypatch: pytest.MonkeyPatch, device: str, first: list[str]
+) -> None:
+    """What exchanges for devices does not notice in time that one is gone."""
+    done: list[str] = []
+    monkeypatch.setattr(dist, "barrier", lambda: done.append("all are here"))
+    for name in ("broadcast", "all_reduce", "all_gather"):
+        monkeypatch.setattr(dist, name, lambda *tensors, name=name: done.append(name))
+    pair, tensor = Workers(0, 2), torch.ones(3, device=device)
+    pair.agree([tensor])
+    pair.average([tensor])
+    assert pair.gather(tensor).device == tensor.device
+    assert done == [*first, "broadcast", *first, "all_reduce", *first, "all_gather"]
 
 
 UNLOADABLE = """

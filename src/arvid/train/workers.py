@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
@@ -153,7 +154,8 @@ def hired(count: int, work: Callable[..., None], *given: Any) -> Iterator[None]:
                         "above, or the machine had no memory for it: give fewer --workers"
                     )
             hear.recv()
-        join(place, 0, count)
+        with Workers(0, count)._all():  # one that fails at once is gone before all have met
+            join(place, 0, count)
         yield
         meet()
         leave()  # before they have ended: who leaves nccl waits for those beside it
@@ -175,6 +177,9 @@ def hired(count: int, work: Callable[..., None], *given: Any) -> Iterator[None]:
 def join(place: str = "env://", rank: int = -1, count: int = -1) -> None:
     """Wait for the others at a place; by default as `torchrun` has told this process. Tensors on the CPU go by gloo,
     those of GPUs by nccl."""
+    # Its functions have the group as default that is there when they are first imported, as an optimiser's first step
+    # does: kept so, its threads outlive `leave`, and one that still works ends the process that is about to end well.
+    import_module("torch.distributed.nn.functional")
     # Both are named: left to itself, torch takes only the one of the GPUs where there are some.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, init_method=place, rank=rank, world_size=count)
@@ -204,8 +209,9 @@ def _work(
     # Who leads hears Ctrl-C and ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     say.send("")  # who leads would wait half an hour for one that never joins
-    join(place, rank, count)
     try:
+        with Workers(rank, count)._all():
+            join(place, rank, count)
         work(*given)
         meet()
     except Gone:
