@@ -6,7 +6,6 @@ import gc
 import json
 import re
 import weakref
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from arvid.caches.merging import Merge
-from arvid.caches.packed import Pack
 from arvid.models.family import read_card
-from arvid.pipeline import Pipeline, Request, load
+from arvid.pipeline import WAITING, Pipeline, Request, load
 from arvid.rollout.session import Receipt
 from arvid.rollout.timeline import Entry
 from arvid.types import Block
@@ -395,6 +393,13 @@ PACK = "pack:frames=6,sink=1,recent=3,weights={}"
 UNFIT = {
     "share places in a cycle of 3": {"positions": "cyclic:period=3"},
     "share places in a cycle of 33": {"positions": "cyclic", "past": "sink:frames=6,sink=3"},
+    "15 frames of the past and a pass of 9 share places": {
+        "router": "verify:tau=0.3,ahead=3", "past": "coarse:frames=6,fine=3", "positions": "cyclic:period=18",
+    },
+    "24 frames in one pass do not fit below position 21; take limit=24 or more, or fewer blocks ahead": {
+        "router": "refine:levels=0.7,ahead=8", "positions": "relative:limit=21",
+    },
+    "3 frames in one pass do not fit below position 2": {"positions": "relative:limit=2"},
     "none holds no merging weights": {"past": PACK.format("{folder}/none")},
     "broken holds no merging weights": {"past": "coarse:weights={folder}/broken"},
     r"groups of 4 tokens with 32 channels, merging weights for \(12, 32\)": {"past": "conv:weights={folder}/target"},
@@ -421,7 +426,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("said", UNFIT)
 def test_what_dies_in_the_middle_is_refused_before_it_begins(toy: Pipeline, folder: Path, said: str) -> None:
     fields = {name: text.format(folder=folder) for name, text in UNFIT[said].items()}
-    request = Request(PROMPT, 6, router="first", **fields)
+    request = Request(**{"prompt": PROMPT, "seconds": 6, "router": "first", **fields})
     for refused in (toy.check, toy.session):
         with pytest.raises(ValueError, match=said) as caught:
             refused(request)
@@ -429,28 +434,27 @@ def test_what_dies_in_the_middle_is_refused_before_it_begins(toy: Pipeline, fold
 
 
 def test_files_need_not_fit_a_model_that_is_never_asked(toy: Pipeline, folder: Path) -> None:
-    """Its past is not written while few blocks wait for it, four training lengths; nor if there is no such model."""
+    """`target` has no past of the drafter, however long the video is and whatever is asked for on the way."""
+    flush = Entry(2, "a star", "flush")
+    request = Request(PROMPT, 60, router="target", past=PACK.format(folder / "target"), timeline=(flush,))
+    toy.check(request)
+    session = toy.session(replace(request, seconds=4, timeline=()))
+    next(session)
+    session.prompt("a star", "flush")
+    assert len(list(session)) == 5
+    with pytest.raises(ValueError, match="groups of 12 tokens with 16 channels"):
+        toy.check(replace(request, router="first"))
 
-    def asked(seconds: float, *timeline: Entry) -> Request:
-        return Request(PROMPT, seconds, router="target", past=PACK.format(folder / "target"), timeline=timeline)
 
-    assert len(list(toy.stream(asked(4)))) == 6
-    toy.check(asked(21.5))
+def test_the_target_alone_makes_what_it_makes_where_a_drafter_is_loaded(toy: Pipeline) -> None:
+    """Bit for bit and pass for pass, also when more blocks are behind it than may wait for a past that listens."""
+    story = (Entry(2, "a star", "flush"), Entry(3, "a blue square"))
+    request = Request(PROMPT, 24, 3, "target", "pack:frames=6,sink=1,recent=3", timeline=story)
     alone = Pipeline(replace(toy.family, drafter=None))
-    for unfit in (asked(21.75), asked(4, Entry(2, "a star", "flush"))):
-        with pytest.raises(ValueError, match="groups of 12 tokens with 16 channels"):
-            toy.check(unfit)
-        alone.check(unfit)
-
-
-@pytest.mark.parametrize(("seconds", "dies"), [(21.5, False), (21.75, True)])
-def test_that_is_when_its_past_is_written(
-    toy: Pipeline, folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, dies: bool
-) -> None:
-    monkeypatch.setattr(Pack, "check_files", lambda *_: None)
-    stream = toy.stream(Request(PROMPT, seconds, router="target", past=PACK.format(folder / "target")))
-    with pytest.raises(ValueError, match="groups of 12 tokens") if dies else nullcontext():
-        list(stream)
+    ours, theirs = list(toy.stream(request)), list(alone.stream(request))
+    assert same(ours, theirs)
+    assert [block.passes for block in ours] == [block.passes for block in theirs]
+    assert len(ours) * toy.family.card.block > WAITING * toy.family.card.trained_frames
 
 
 def test_a_card_from_before_worlds_has_none(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ CLI, server and benchmarks assemble nothing themselves: they call `Pipeline.sess
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -42,7 +42,7 @@ from arvid.rollout.speculate import Speculator
 from arvid.rollout.stage import Clock, Stage
 from arvid.rollout.state import Snapshot
 from arvid.rollout.steered import Hands, Steered
-from arvid.rollout.timeline import FLUSH, Change, Director, place, spread, whole
+from arvid.rollout.timeline import Change, Director, place, spread, whole
 from arvid.samplers.grids import SHIFT, few_step
 from arvid.samplers.noise import NOISES
 from arvid.samplers.plans import sequential, validate
@@ -151,26 +151,33 @@ class Pipeline:
             moved = ((move, Span(move.span.start + given, move.span.stop + given)) for move in plan)
             plan = known + tuple(replace(move, index=move.index + len(known), span=span) for move, span in moved)
             validate(plan)
-        script = self.changes(request, plan, given)
-        # The past of a model that the router never asks is not written while few blocks wait for it.
-        few = plan[-1].span.start <= WAITING * card.trained_frames and all(change.how != FLUSH for change in script)
-        asked = (self.family.target, router.asks_target), (self.family.drafter, not isinstance(router, Target))
-        self._past(request, [model for model, always in asked if model is not None and (always or not few)])
+        self.changes(request, plan, given)
+        policy = self.policy(request, router)
+        for model in map(bare, self._writers(router).values()):
+            if isinstance(model, CausalWan):
+                policy.check_files(model.config.num_layers, model.config.num_heads, model.config.dim)
         return router, plan
 
     @staticmethod
     def _noise(request: Request) -> Callable[[int], Noise]:
         return spec.build(request.noise or "white", NOISES, "noise")
 
-    def _past(self, request: Request, writers: Sequence[Denoiser]) -> tuple[Policy, Past]:
-        """A policy and an empty past under it. Raises ValueError where they or the positions cannot be, and for files
-        of the policy that do not fit the `writers` of such a past."""
-        policy = spec.build(request.past or self.family.card.past, POLICIES, "past")
+    def policy(self, request: Request, router: Spec) -> Policy:
+        """What decides which frames of a request's past stay. Raises ValueError where there can be no such past."""
+        return self._past(request, router)[0]
+
+    def _past(self, request: Request, router: Spec) -> tuple[Policy, Past]:
+        """A policy and an empty past under it. Raises ValueError where they, the positions and the moves of the router
+        cannot be together."""
+        card = self.family.card
+        policy = spec.build(request.past or card.past, POLICIES, "past")
         positions = spec.build(request.positions or POSITIONS_AS_TRAINED, POSITIONS, "positions")
-        for model in map(bare, writers):
-            if isinstance(model, CausalWan):
-                policy.check_files(model.config.num_layers, model.config.num_heads, model.config.dim)
-        return policy, remember(policy, self.family.card.block, positions)
+        return policy, remember(policy, card.block, positions, card.block * router.ahead)
+
+    def _writers(self, router: Spec) -> dict[str, Denoiser]:
+        """The models that remember what a router has made, by role."""
+        drafter = self.family.drafter if router.asks_drafter else None
+        return {"target": self.family.target} | ({} if drafter is None else {"drafter": drafter})
 
     def _levels(self, steps: int) -> tuple[float, ...]:
         """The levels of a walk of so many passes; 0: the family's own."""
@@ -187,7 +194,7 @@ class Pipeline:
         """Raises ValueError when the family lacks what a router uses."""
         family, name = self.family, request.router or self.family.card.router
         router = spec.build(name, ROUTERS, "router")
-        if family.drafter is None and not isinstance(router, Target):
+        if family.drafter is None and router.asks_drafter:
             raise ValueError(f"router {name!r} needs a drafter, {family.card.name} has none; use target")
         if FRAME in router.asks and family.reward is None:
             raise ValueError(
@@ -278,13 +285,13 @@ class Pipeline:
         return Session(plan, crew, request.seed, {**asdict(request), "model": card.name}, keep)
 
     def resume(self, snapshot: Snapshot, listeners: tuple[Listener, ...] = (), keep: int = KEPT) -> Session:
-        """A session that goes on from a snapshot of another, bit for bit as that one would. Raises ValueError for a
-        snapshot of another family."""
+        """A session that goes on from a snapshot of another, read from a file or not, bit for bit as that one would.
+        Raises ValueError for a snapshot of another family."""
         asked = dict(snapshot.request)
         if (model := asked.pop("model")) != self.family.card.name:
             raise ValueError(f"a state of the family {model}, this one is {self.family.card.name}; use that one")
         session = self.session(Request.of(asked), listeners, snapshot.given, keep)
-        session.restore(snapshot)
+        session.restore(session.brought(snapshot))
         return session
 
     def stream(
@@ -299,10 +306,12 @@ class Pipeline:
 
     def _hands(self, request: Request, router: Spec, clock: Clock, temperature: float) -> Hands:
         """Target, drafter and speculation between them. A router that never asks the target is never overruled."""
-        family, card, shape = self.family, self.family.card, (1, *self.latent_shape)
-        target = self._walker("target", family.target, request, clock)
-        drafter = self._walker("drafter", family.drafter, request, clock) if family.drafter else None
-        choose = chooser(family.judges, clock)
+        card, shape, choose = self.family.card, (1, *self.latent_shape), chooser(self.family.judges, clock)
+        made = {
+            role: self._walker(role, model, self._past(request, router), clock)
+            for role, model in self._writers(router).items()
+        }
+        target, drafter = made["target"], made.get("drafter")
         common = target, drafter, shape, clock, request.seed, shift_of(card), choose, card.block, temperature
         always = Target(
             commit=router.commit, level=router.commit_level, first_best=router.first_best, first_look=router.first_look,
@@ -311,13 +320,10 @@ class Pipeline:
         routed = Speculator(router, *common)
         alone = Speculator(always, *common) if router.asks_target else routed
         waits = WAITING * card.trained_frames if target.past.listens else 0
-        walkers = (target, *([drafter] if drafter else []))
-        return Hands(routed, alone, walkers, router.commit_level, waits, self._opening(router))
+        return Hands(routed, alone, tuple(made.values()), router.commit_level, waits, self._opening(router))
 
-    def _walker(self, name: str, denoiser: Denoiser, request: Request, clock: Clock) -> FlowWalker:
-        card = self.family.card
-        policy, past = self._past(request, ())
-        model = bare(denoiser)
+    def _walker(self, name: str, denoiser: Denoiser, remembered: tuple[Policy, Past], clock: Clock) -> FlowWalker:
+        card, model, (policy, past) = self.family.card, bare(denoiser), remembered
         reach = Reach(policy, model.config.num_layers) if isinstance(model, CausalWan) and policy.whole else None
         if not isinstance(card.steps, int):
             denoiser = Timed(denoiser, card.steps.timesteps, Timetable(card.steps.shift))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cmath
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -215,6 +216,23 @@ def test_a_cycle_is_long_enough_for_what_may_be_read_and_no_longer(policy: str) 
     with pytest.raises(ValueError, match=rf"^{reach} frames of the past .* cycle of {reach + BLOCK - 1}; .*window"):
         remember(build(policy, POLICIES, "past"), BLOCK, Cyclic(reach + BLOCK - 1))
     assert crowded(policy, reach + BLOCK - 1) > 0
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_positions_have_room_for_a_pass_over_several_blocks_or_are_refused(blocks: int) -> None:
+    """Nothing shares a place and nothing stands beyond the range where they are taken; where not, something would."""
+    policy, longest = build("window:frames=6", POLICIES, "past"), blocks * BLOCK
+    for positions in (*map(Cyclic, range(7, 17)), *map(Relative, range(1, 11))):
+        last = positions.period if isinstance(positions, Cyclic) else positions.limit
+        past, good = Store(policy, BLOCK, positions), True
+        for start in range(0, 20 * BLOCK, BLOCK):
+            own = tuple(range(start, start + longest))
+            places = past.view(Span(start, start + longest)).places(own)
+            stood = (*places.past, *places.own) if isinstance(positions, Cyclic) else places.own
+            good &= len({*stood}) == len(stood) and max(stood) < last
+            past.commit(Span(start, start + BLOCK), ((torch.zeros(1, 12, 1, 12),) * 2,))
+        with nullcontext() if good else pytest.raises(ValueError, match=rf"\b{longest}\b"):
+            remember(policy, BLOCK, positions, longest)
 
 
 @pytest.mark.parametrize("policy", ENDLESS)

@@ -226,21 +226,6 @@ def test_tensors_cross_to_the_model_and_back() -> None:
     assert seen[0][2] is not seen[2][2]
 
 
-def test_a_state_that_was_read_at_home_goes_on_where_the_decoder_is() -> None:
-    """`--resume` reads all states to one device; the meta device stands for another."""
-
-    class Model:
-        def decode(self, z: Tensor, state: Any = None) -> Any:
-            return z, tuple(held + 1 for held in state or (z,))
-
-    chosen = PlacedDecoder(Model(), META)
-    z = torch.randn(1, 3, 4, 8, 8)
-    _, state = chosen.decode(z)
-    assert [held.device for held in state] == [META]
-    read = tuple(torch.zeros(held.shape) for held in state)
-    assert [held.device for held in chosen.decode(z, read)[1]] == [META]
-
-
 def test_frames_and_latents_cross_to_decoder_and_judges() -> None:
     class Model:
         lookback = 2

@@ -14,12 +14,13 @@ from torch import Tensor
 from arvid.caches.pieces import Held, Piece
 from arvid.models.placement import PlacedDenoiser, Placement, placed
 from arvid.pipeline import Pipeline, Request, load
-from arvid.rollout import state
+from arvid.rollout import flow, stage, state
 from arvid.rollout.devices import brought, device_of
 from arvid.rollout.replay import Timed
 from arvid.rollout.state import LatentsFile, Packer, Snapshot, Unpacker
 from arvid.rollout.timeline import Change, Entry
 from arvid.samplers.timetable import Timetable
+from arvid.serve.direction import Direction
 from arvid.types import Block, Condition, Move, Span
 from oracles import toy_family
 
@@ -144,6 +145,88 @@ def test_every_part_has_its_state_back_where_it_stands(toy: Pipeline, tmp_path: 
     assert places(target) == places((waiting, pending, others)) == {"cpu"}
     assert places(drafter) == places(decoder) == {"meta"}
     assert pending[-1][2] is memo[2], "a condition is still one object"
+
+
+@pytest.mark.parametrize("past", ["", "deep:frames=6,sink=1,recent=3"])
+def test_only_what_was_read_from_disk_is_brought_anywhere(
+    toy: Pipeline, monkeypatch: pytest.MonkeyPatch, past: str
+) -> None:
+    """Each part once; going back in memory touches no tensor."""
+    calls: list[Any] = []
+    for module in (flow, stage):
+        monkeypatch.setattr(module, "brought", lambda value, device: calls.append(value) or value)
+    session = toy.session(Request("a red circle", 3, 3, "stride:k=2", past))
+    for _ in range(3):
+        next(session)
+    session.rewind(1)
+    session.restore(session.snapshot())
+    assert calls == []
+    toy.resume(session.snapshot())
+    assert len(calls) == 3, "two pasts and a decoder"
+
+
+# ---------------------------------------------------------------- other hands
+
+
+@pytest.mark.parametrize(
+    "past", ["window:frames=6", "sink:frames=9,sink=3", "neighbour", "pack:frames=6,sink=1,recent=3"]
+)
+@pytest.mark.parametrize("router", ["first", "draft", "refine:levels=0.7"])
+def test_a_session_of_another_router_goes_on_from_a_target_that_was_alone(
+    toy: Pipeline, past: str, router: str
+) -> None:
+    """The drafter joins in with what the target knows of the last blocks, and a session that was interrupted there
+    makes the same."""
+    request = Request("a red circle", 3, 3, "target:commit=last", past)
+    alone = toy.session(request)
+    for _ in range(3):
+        next(alone)
+    state_there = alone.snapshot()
+    assert len(state_there.parts[0][0]) == 1, "nobody remembers for a drafter that is never asked"
+    joined = toy.session(replace(request, router=router))
+    joined.restore(state_there)
+    assert len(joined.snapshot().parts[0][0]) == 1, "until the next block"
+    again = toy.session(replace(request, router=router))
+    again.restore(joined.snapshot())
+    rest = list(joined)
+    assert {block.source for block in rest} >= {"refined" if router.startswith("refine") else "draft"}
+    assert len(joined.snapshot().parts[0][0]) == 2
+    assert same(rest, list(again))
+    left = toy.session(request)
+    left.restore(joined.snapshot())
+    assert len(left.snapshot().parts[0][0]) == 1
+
+
+@pytest.mark.parametrize("past", ["window:frames=6", "window:frames=7", "sink:frames=9,sink=3", "sink:frames=7,sink=1"])
+def test_who_joins_in_reads_what_it_would_have_remembered(toy: Pipeline, past: str) -> None:
+    """With a past that the kept blocks cover, a drafter that was there all along makes the same drafts."""
+    given = torch.randn(1, 27, *toy.latent_shape, generator=torch.Generator().manual_seed(1))
+    drafts = Request("a red circle", 3, 3, "first", past)
+    there, alone = toy.session(drafts, given=given), toy.session(replace(drafts, router="target"), given=given)
+    for session in (there, alone):
+        for _ in range(10):  # what was given, and the target's first block behind it
+            next(session)
+    joined = toy.session(drafts, given=given)
+    joined.restore(alone.snapshot())
+    assert same(list(joined), list(there))
+
+
+def test_a_knob_from_the_target_alone_to_another_router_and_back(toy: Pipeline) -> None:
+    """Turned while the video is made, with another prompt behind it, and once more on the way back."""
+    direction = Direction(toy, Request("a red circle", 5, 3, "target", "sink:frames=9,sink=3"))
+    made = []
+    for at in range(7):
+        if at in (2, 5):
+            direction.route({2: "first", 5: "target"}[at])
+        if at in (2, 4):
+            direction.prompt("a blue square", {2: "recache", 4: "flush"}[at])
+        made.append(direction.step())
+    whole = [block for block in made if block is not None]
+    assert [block.source for block in whole] == ["target"] * 2 + ["draft"] * 3 + ["target"] * 2
+    direction._states = {0: direction._states[0]}  # as after a long while
+    direction.back(6)
+    again = [direction.step() for _ in range(7)]
+    assert again[:6] == [None] * 6 and again[6] is not None and same([again[6]], whole[6:])
 
 
 def test_what_stands_where_it_should_is_left_as_it_is() -> None:

@@ -174,6 +174,14 @@ def test_a_condition_stays_the_same_object_while_nothing_changes() -> None:
     assert [bool(director.begins(BLOCK * block)) for block in range(6)] == [False, False, True, False, False, False]
 
 
+def test_a_jump_changes_the_text_once() -> None:
+    """Who looks for changes by the condition, as the guard does, sees one."""
+    director = Director(placed(Entry(1, "b", "jump")), embedded, BLOCK)
+    found = [at(director, block) for block in range(5)]
+    assert found[0] is found[1] is not found[2]
+    assert found[2] is found[3] is found[4]
+
+
 def test_a_soft_change_is_a_cosine_ramp_that_ends_exactly() -> None:
     director = Director(placed(Entry(0.5, "b", "soft", 3)), embedded, BLOCK)
     old, new = embedded("a")[0, 0, 0].item(), embedded("b")[0, 0, 0].item()

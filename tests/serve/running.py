@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,14 @@ def wait_for(address: str, video: str, headers: dict[str, str] | None = None) ->
             return dict(found)
         time.sleep(0.1)
     raise AssertionError(f"{video} did not end")
+
+
+def until(holds: Callable[[], Any], seconds: float = 60.0) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"still not so after {seconds:g} seconds"
+        time.sleep(0.01)
 
 
 def frames_of(data: bytes) -> np.ndarray:

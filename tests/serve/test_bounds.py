@@ -17,11 +17,13 @@ from arvid.cli.families import OF_FILES
 from arvid.pipeline import Pipeline, Request
 from arvid.rollout.guard import GUARDS
 from arvid.rollout.routers import ROUTERS
+from arvid.rollout.state import bytes_of
+from arvid.rollout.timeline import CUT, Entry
 from arvid.samplers.noise import NOISES
 from arvid.serve.bounds import FILES, NOT_COUNTED, UNBOUNDED, check, passes
 from arvid.serve.limits import Work
 from arvid.spec import build
-from serve.running import PROMPT, Running, Viewer, ask
+from serve.running import OTHER, PROMPT, Running, Viewer, ask
 
 WORDS = {"by", "aggregate", "commit", "keep", "measure", "mix"}
 """Options of specs that are words of a list, which is checked before anything is made."""
@@ -49,18 +51,28 @@ def test_every_past_that_keeps_to_a_number_says_it() -> None:
     assert set(options(POLICIES)) >= NOT_COUNTED
 
 
+ALWAYS = "act:colour=0.000001"
+"""A guard that nothing satisfies."""
 MADE = [
-    ("target", 2), ("draft", 2), ("target:steps=5", 5), ("target:first_steps=7", 7), ("reward:tau=9", 4),
-    ("reward:tau=9,refine=0.8+0.4,draft_steps=3", 5), ("verify:tau=9", 3), ("target:ahead=3", 6),
-    ("verify:tau=9,measure=rival,refine=0.8+0.4", 5),
+    ("target", "", 2), ("draft", "", 2), ("target:steps=5", "", 5), ("target:first_steps=7", "", 7),
+    ("reward:tau=9", "", 4), ("reward:tau=9,refine=0.8+0.4,draft_steps=3", "", 5), ("verify:tau=9", "", 3),
+    ("target:ahead=3", "", 6), ("verify:tau=9,measure=rival,refine=0.8+0.4", "", 5),
+    ("draft:first_steps=9,draft_steps=3", "", 3), ("draft:first_steps=9,ahead=2", CUT, 18),
+    ("refine:levels=0.7,draft_steps=1,first_steps=1,steps=9", ALWAYS, 9),
+    ("refine:levels=0.7,draft_steps=1,first_steps=1,steps=9,ahead=2", ALWAYS, 18),
+    ("refine:levels=0.7,draft_steps=1,first_steps=8,ahead=4", CUT, 32),
 ]  # fmt: skip
-"""Routers that leave nothing out, and what they take of a family of two steps."""
+"""Routers that leave nothing out beside a guard or a cut, and what they take of a family of two steps."""
 
 
-@pytest.mark.parametrize(("router", "count"), MADE)
-def test_passes_are_those_that_are_made(pipeline: Pipeline, router: str, count: int) -> None:
-    blocks = list(pipeline.stream(Request(PROMPT, 3.0, router=router)))
-    made = [sum(number for name, number in block.passes.items() if "commit" not in name) for block in blocks]
+@pytest.mark.parametrize(("router", "beside", "count"), MADE)
+def test_passes_are_those_that_are_made(pipeline: Pipeline, router: str, beside: str, count: int) -> None:
+    cuts = (Entry(0.5, OTHER, CUT),) if beside == CUT else ()
+    request = Request(PROMPT, 4.0, router=router, timeline=cuts, guard=beside if beside == ALWAYS else "")
+    made = [
+        sum(number for name, number in block.passes.items() if "commit" not in name)
+        for block in pipeline.stream(request)
+    ]
     assert max(made) == count == passes(build(router, ROUTERS, "router"), 2)
 
 
@@ -89,15 +101,35 @@ def told(pipeline: Pipeline, request: Request, work: Work) -> str:
     ("past", "held"),
     [
         ("window:frames=84", ""), ("window:frames=85", "85"), ("window:frames=42,sink=43", "85"), ("full", ""),
-        ("pack:frames=9,side=100000", "100009"), ("route:frames=14,recent=9,archive=100", "123"),
-        ("random:frames=9,seed=99999999", ""), ("window:frames=-1000,sink=1", "1001"), ("conv:mix=place", ""),
-        ("coarse:frames=9,mass=inf", "inf"),
+        ("pack:frames=9,side=100000", "100025"), ("route:frames=14,recent=9,archive=100", "123"),
+        ("random:frames=9,seed=99999999", ""), ("conv:mix=place", ""), ("coarse:frames=9,mass=inf", "inf"),
+        ("neighbour:frames=36,sink=3,ratio=4", "86"), ("window:frames=9" + 400 * "0", "inf"),
     ],
 )  # fmt: skip
 def test_a_past_holds_so_much(pipeline: Pipeline, past: str, held: str) -> None:
     """The family was trained on 21 frames, of which four times as many may be held."""
     found = told(pipeline, Request(PROMPT, 5.0, past=past), Work())
     assert found == (f"memory {past!r} may hold {held} latent frames; at most 84 on this server" if held else "")
+
+
+HELD = [
+    ("route:frames=9", "target", 10.0), ("pack:frames=9", "target", 20.0), ("bank:frames=9", "target", 10.0),
+    ("deep:frames=9", "target", 5.0), ("neighbour:frames=9", "target:steps=8,commit=last", 4.0),
+]  # fmt: skip
+"""Pasts that hold more than the frames that they show, and for how long a video they do."""
+
+
+@pytest.mark.parametrize(("past", "router", "seconds"), HELD)
+def test_a_past_holds_no_more_than_is_counted(pipeline: Pipeline, past: str, router: str, seconds: float) -> None:
+    def held(request: Request) -> int:
+        session = pipeline.session(request, keep=1)
+        return max(bytes_of(session.snapshot().parts) for _ in session)
+
+    frame = held(Request(PROMPT, 4.0, router="target", past="window:frames=9")) / 9
+    request = Request(PROMPT, seconds, router=router, past=past)
+    frames = held(request) / frame
+    assert frames > 9
+    assert "latent frames; at most" in told(pipeline, request, Work(past=(frames - 0.5) / 21))
 
 
 def test_a_past_that_grows_is_as_long_as_the_video(pipeline: Pipeline) -> None:

@@ -10,7 +10,6 @@ import json
 import pickle
 import queue
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,7 +32,7 @@ from arvid.serve.limits import Limits
 from arvid.serve.live import Live
 from arvid.serve.place import Place
 from arvid.serve.store import COMPLETED, DatabaseError, Job, new_id
-from serve.running import OTHER, PROMPT, Running, Viewer, ask, frames_of, wait_for
+from serve.running import OTHER, PROMPT, Running, Viewer, ask, frames_of, until, wait_for
 
 LONG = 60.0
 LOADING = threading.Lock()
@@ -136,14 +135,6 @@ def cluster(toy: Path, deploy: NearDeploy) -> Iterator[Running]:
     yield running
     running.stop()
     assert deploy.up == {}
-
-
-def until(holds: Any) -> None:
-    """Wait until something is so."""
-    end = time.monotonic() + LONG
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def asked(server: Running, **body: Any) -> str:

@@ -7,24 +7,28 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sqlalchemy.exc import OperationalError
+from torch import equal
 
-from arvid.pipeline import Pipeline
+from arvid.pipeline import Pipeline, Request
 from arvid.serve import app
 from arvid.serve.app import Settings, build
 from arvid.serve.direction import Direction
 from arvid.serve.engine import Engine
 from arvid.serve.limits import Allowance, Limits
-from arvid.serve.making import VIDEO, Making
+from arvid.serve.making import SAMPLED, STATE, VIDEO, Asked, Hands, Making, frames_in
 from arvid.serve.metrics import Metrics
 from arvid.serve.place import Place
 from arvid.serve.store import Job, Store, new_id, now
 from serve import running
-from serve.running import OTHER, PROMPT, Running, Viewer, ask, wait_for
+from serve.running import OTHER, PROMPT, Running, Viewer, ask, until, wait_for
 
 SMALL = {"prompt": PROMPT, "seconds": 1, "size": "64x64"}
 PLAIN = {
@@ -54,14 +58,6 @@ def row(asked: dict[str, Any], **more: Any) -> Job:
         id=new_id("video"), owner="", kind="create", model="m", prompt=PROMPT, seconds="1", size="64x64", asked=asked,
         created_at=now(), **more,
     )  # fmt: skip
-
-
-def until(holds: Any, seconds: float = 20.0) -> None:
-    """Wait until something is so."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 # ---------------------------------------------------------------- the database
@@ -161,6 +157,32 @@ def test_a_row_of_another_version_fails_alone(toy: Path, tmp_path: Path, strange
         assert server.house.engine.failure is None
     finally:
         server.stop()
+
+
+def test_latents_whose_state_is_of_another_version_are_sampled_again(tmp_path: Path, pipeline: Pipeline) -> None:
+    """Also when that is ended half-way by a kill."""
+    request, hands = Request(PROMPT, 2.0), Hands(ThreadPoolExecutor(1), ThreadPoolExecutor(1))
+
+    def work(most: int = 99) -> None:
+        making = Making(pipeline, tmp_path, Asked(request), hands, save_seconds=0.0)
+        for step in making.run():
+            if isinstance(step, Future):
+                step.result()
+            if len(making.rows) == most and making.saves:
+                break
+        making.close()
+
+    work()
+    (tmp_path / VIDEO).unlink()
+    with safe_open(tmp_path / STATE, "pt") as file:
+        told, tensors = json.loads(file.metadata()["arvid"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, tmp_path / STATE, {"arvid": json.dumps({**told, "schema": told["schema"] - 1})})
+    work(2)
+    assert not (tmp_path / SAMPLED).exists()
+    work()
+    wanted = pipeline.generate(request)
+    assert frames_in(tmp_path / VIDEO) == wanted.frames_BTCHW.shape[1]
+    assert equal(load_file(tmp_path / SAMPLED)["latents"], wanted.latents_BTCHW)
 
 
 def test_a_report_that_cannot_be_made_fails_its_job_alone(own: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from arvid.caches.headwise import Headwise
 from arvid.caches.packed import Pack
 from arvid.caches.per_level import LevelStore
 from arvid.caches.policy import Policy
-from arvid.caches.positions import Cyclic
+from arvid.caches.positions import Bounded
 from arvid.caches.route import Route
 from arvid.caches.sink import Sink
 from arvid.caches.store import Store
@@ -41,18 +41,14 @@ POLICIES: dict[str, Callable[..., Policy]] = {
 """Name of a policy in a spec string (`window:frames=9,sink=3`) and what builds it."""
 
 
-def remember(policy: Policy, block: int, positions: Positions | None = None) -> Past:
-    """An empty past under a policy: one store, or one per noise level where the policy asks for that.
+def remember(policy: Policy, block: int, positions: Positions | None = None, longest: int = 0) -> Past:
+    """An empty past under a policy: one store, or one per noise level where the policy asks for that. `longest` is the
+    number of frames of the longest move, which may be several blocks in one pass (0: a move is a block).
 
-    Raises ValueError for a cycle of positions in which a frame of the past may fall on another one's place, or on the
-    block's: the policy must read from so few frames that they and a block have room in the cycle.
+    Raises ValueError for positions that have no room for such a move and what of the past it may read.
     """
-    if isinstance(positions, Cyclic) and (policy.reach is None or policy.reach + block > positions.period):
-        reach = "any number of" if policy.reach is None else policy.reach
-        raise ValueError(
-            f"{reach} frames of the past and a block of {block} share places in a cycle of {positions.period}; take a "
-            f"window without a sink, window:frames=N, and period=N+{block} or more"
-        )
+    if isinstance(positions, Bounded):
+        positions.check(policy.reach, longest or block)
     if policy.per_level:
         return LevelStore(lambda: Store(policy, block, positions))
     return Store(policy, block, positions)

@@ -2,7 +2,7 @@
 
 Knows: first frames and lengths of the pieces on view, the frames of the pass. Does not know: keys, angles, which pieces
 a policy keeps. Keys are stored unrotated and turned when they are read, so a frame may stand elsewhere for every block,
-and any policy goes with any answer, but not with every `cyclic` (`arvid.caches.policies.remember` refuses those). Only
+and any policy goes with any answer that is not `Bounded` (`arvid.caches.policies.remember` has those checked). Only
 distances matter to attention, so all of these agree while nothing was dropped and nothing is out of the trained range
 (`cyclic` until its first turn is over).
 """
@@ -12,12 +12,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 from arvid.types import Places, Positions, Stretch
 
 Extents = tuple[tuple[float, float], ...]
 """(first frame, length in frames) of pieces, in order of time."""
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """Positions that have room for so many frames only."""
+
+    def check(self, reach: int | None, longest: int) -> None:
+        """Raises ValueError where they have no room for a pass of `longest` frames, which reads from `reach` frames
+        before it on (None: nothing bounds that)."""
+        ...
 
 
 def closed_up(past: Extents, start: float) -> tuple[float, ...]:
@@ -64,6 +74,14 @@ class Relative:
     def __post_init__(self) -> None:
         if self.limit < 1:
             raise ValueError(f"positions below {self.limit}; needs limit >= 1, best the frames of the training clips")
+
+    def check(self, reach: int | None, longest: int) -> None:
+        """See `Bounded`: the pass itself must fit, the past always does."""
+        if longest > self.limit:
+            raise ValueError(
+                f"{longest} frames in one pass do not fit below position {self.limit}; take limit={longest} or more, "
+                "or fewer blocks ahead"
+            )
 
     def place(self, past: Extents, own: tuple[int, ...]) -> Places:
         """Own frames end below `limit`."""
@@ -119,7 +137,7 @@ class Decay:
 @dataclass(frozen=True)
 class Cyclic:
     """Indices modulo `period` (Ca2-VDM, 2411.16375: 33): positions stay in range, at the price that the past stands
-    after the block around each turn. From the oldest frame on view to the end of the block there may be at most
+    after the block around each turn. From the oldest frame on view to the end of the pass there may be at most
     `period` frames to keep them apart, dropped ones included: a window without a sink, as published, sees to that."""
 
     fixed: ClassVar[bool] = False
@@ -128,6 +146,15 @@ class Cyclic:
     def __post_init__(self) -> None:
         if self.period < 1:
             raise ValueError(f"a cycle of {self.period} positions; needs period >= 1")
+
+    def check(self, reach: int | None, longest: int) -> None:
+        """See `Bounded`: no frame of the past may fall on another one's place, or on the pass's."""
+        if reach is None or reach + longest > self.period:
+            past = "any number of" if reach is None else reach
+            raise ValueError(
+                f"{past} frames of the past and a pass of {longest} share places in a cycle of {self.period}; take a "
+                f"window without a sink, window:frames=N, and period=N+{longest} or more"
+            )
 
     def place(self, past: Extents, own: tuple[int, ...]) -> Places:
         """First frames modulo the period."""

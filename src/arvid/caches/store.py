@@ -27,7 +27,7 @@ Frames = dict[int, tuple[Any, ...]]
 LARGEST_SLAB = 64
 """Room in frames that is reserved at once; a past without bounds gets one slab after the other."""
 CUT_GAP = 42
-"""Frames between past and present in the first block after a cut (Infinity-RoPE, 2511.20649: 45 instead of 3)."""
+"""Frames between past and present in the first move after a cut (Infinity-RoPE, 2511.20649: 45 instead of 3)."""
 
 
 class Store:
@@ -136,8 +136,9 @@ class Store:
         return self._policy.reader
 
     def cut(self, starts: frozenset[int]) -> None:
-        """The blocks that begin at `starts`, and no others, open new scenes: for each of them alone the past stands
-        CUT_GAP frames further back, whenever it is written."""
+        """The moves that begin at `starts`, and no others, open new scenes: for each of them alone the past stands
+        CUT_GAP frames further back, whenever it is written. The blocks of a move stand together, so in a pass over
+        several the gap is before the first of them."""
         self._cuts = starts
 
     def keep(self, frames: frozenset[int]) -> None:

@@ -141,9 +141,8 @@ class PlacedDecoder:
         self.inner, self._device = inner, device
 
     def decode(self, z_BTCHW: Tensor, state: DecoderState | None = None) -> tuple[Tensor, DecoderState]:
-        """Pixels of the next latents, and the state after them; a state that was read from a file comes from home."""
-        there = None if state is None else tuple(held.to(self._device) for held in state)
-        return self.inner.decode(z_BTCHW.to(self._device), there)
+        """Pixels of the next latents, and the state after them."""
+        return self.inner.decode(z_BTCHW.to(self._device), state)
 
 
 @runtime_checkable

@@ -3,8 +3,9 @@
 Knows: that a part computes where its first weights are, that a border keeps the part behind it as `inner`, which
 containers a state is made of. Does not know: roles, placements (models/placement.py), what a state means.
 
-A state is read from disk to where latents and conditions live, and most of it belongs there. The rest belongs to a part
-that may stand elsewhere, which brings it to itself when it is restored.
+A state is read from disk to where latents and conditions live, and most of it belongs there. The rest belongs to parts
+that may stand elsewhere: a session that goes on from a file has pasts and decoder bring their own, once
+(`Session.brought`). A state that never left memory is where it belongs.
 """
 
 from __future__ import annotations

@@ -63,10 +63,15 @@ class FlowWalker:
         return self._past.snapshot(), self.pending, self._room
 
     def restore(self, snapshot: tuple[Any, tuple[Pending, ...], int]) -> None:
-        """Go back to a snapshot; its keys and values come to where the model is."""
+        """Go back to a snapshot."""
         held, pending, self._room = snapshot
-        self._past.restore(brought(held, device_of(self._denoiser)))
+        self._past.restore(held)
         self._pending = list(pending)
+
+    def brought(self, snapshot: tuple[Any, tuple[Pending, ...], int]) -> tuple[Any, tuple[Pending, ...], int]:
+        """A snapshot that was read at home, its keys and values where the model is."""
+        held, *rest = snapshot
+        return brought(held, device_of(self._denoiser)), *rest
 
     def rewrite(self, blocks: tuple[Pending, ...]) -> None:
         """Replace what is pending: by blocks that are to be written again, and perhaps some of those that were."""

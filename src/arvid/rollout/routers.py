@@ -25,6 +25,11 @@ from arvid.types import Verdict
 class Target(Spec):
     """Everything by the target (the baseline)."""
 
+    @property
+    def asks_drafter(self) -> bool:
+        """Never."""
+        return False
+
     def pick(self, index: int, seed: int) -> str:
         """Always the target."""
         return TARGET

@@ -10,7 +10,7 @@ for while the video was made (prompts, seeds) is kept as a script by block; a re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -96,6 +96,11 @@ class Crew:
         self.judge.restore(judge)
         self.director.restore(director)
         self.stage.restore(state)
+
+    def brought(self, snapshot: tuple[Any, ...]) -> tuple[Any, ...]:
+        """States that were read from disk to one device, each where its part computes."""
+        proposer, judge, director, state = snapshot
+        return self.proposer.brought(proposer), judge, director, self.stage.brought(state)
 
 
 class Session:
@@ -189,8 +194,13 @@ class Session:
         script, given = self._crew.director.script, self._crew.proposer.given
         return Snapshot(self._place, self._request, script, self._seeds.turns, given, self._crew.snapshot())
 
+    def brought(self, snapshot: Snapshot) -> Snapshot:
+        """A snapshot that was read from disk to one device, what each part remembers where that part computes."""
+        return replace(snapshot, parts=self._crew.brought(snapshot.parts))
+
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot of a session with the same request. Raises ValueError for a place beyond the plan."""
+        """Go on from a snapshot of a session with the same request, or with another router for the same moves (see
+        `brought` for one from disk). Raises ValueError for a place beyond the plan."""
         if snapshot.place > len(self.plan):
             raise ValueError(
                 f"a state after {snapshot.place} moves for a plan of {len(self.plan)}; use its own request"

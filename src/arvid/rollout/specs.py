@@ -164,6 +164,11 @@ class Spec(Making):
         return True
 
     @property
+    def asks_drafter(self) -> bool:
+        """Whether the drafter may make a block at all. Where it may not, it remembers nothing."""
+        return True
+
+    @property
     def commit_level(self) -> float:
         """Noise level of clean commits."""
         return self.level

@@ -6,7 +6,8 @@ them). After SDVG (2604.17397) and T-Stitch (2402.14167), with the target's past
 
 Both walkers start a block from the same initial noise and use the same re-noise, keyed by (seed, block, step). So
 tau = -inf is `first`, tau = +inf is `target` bit for bit, and repair = 0 is a full redo; a verifying pass is the first
-step of `refine` from its level, bit for bit.
+step of `refine` from its level, bit for bit where the past is whole frames (one that listens has heard less of a walk
+that is gone on with).
 """
 
 from __future__ import annotations

@@ -109,8 +109,13 @@ class Stage:
         self._rejection: Verdict | None = None
 
     def restore(self, state: DecoderState | None) -> None:
-        """Go back to a state, which comes to where the decoder is."""
-        self.state = brought(state, device_of(self._decoder))
+        """Go back to a state."""
+        self.state = state
+
+    def brought(self, state: DecoderState | None) -> DecoderState | None:
+        """A state that was read at home, where the decoder is."""
+        found: DecoderState | None = brought(state, device_of(self._decoder))
+        return found
 
     def begin(self, move: Move) -> None:
         """A block starts."""

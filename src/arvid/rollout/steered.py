@@ -45,9 +45,9 @@ class Reading(Protocol):
 @dataclass(frozen=True, eq=False)
 class Hands:
     """Who makes blocks: `routed` as the router says, `alone` where a block must not be left to chance (the target,
-    unless the router never asks it); both work with the same `walkers`. `level` is the noise level of commits, `waits`
-    the number of latent frames that may wait to be written (0: the walkers see to that), `first` the levels of a move
-    that opens a scene, as those of block 0 (empty: those of the plan)."""
+    unless the router never asks it); both work with the same `walkers`, the target's first. `level` is the noise level
+    of commits, `waits` the number of latent frames that may wait to be written (0: the walkers see to that), `first`
+    the levels of a move that opens a scene, as those of block 0 (empty: those of the plan)."""
 
     routed: Proposer
     alone: Proposer
@@ -69,6 +69,7 @@ class Steered:
         self._first: Told | None = None
         self._orders: tuple[Order, ...] = ()
         self._informed = False
+        self._joined = len(hands.walkers)
 
     def order(self, name: str, statistics: Tensor | None = None) -> None:
         """Before the next block: `target` has the target make it, `refresh` runs the frames on view again (the first
@@ -105,15 +106,23 @@ class Steered:
 
     def snapshot(self) -> tuple[Any, ...]:
         """Pasts, what is pending, the last blocks and orders, as a value that `restore` brings back."""
-        walkers = tuple(walker.snapshot() for walker in self._hands.walkers)
+        walkers = tuple(walker.snapshot() for walker in self._hands.walkers[: self._joined])
         return walkers, self._tail, self._first, self._orders
 
     def restore(self, snapshot: tuple[Any, ...]) -> None:
-        """Go back to a snapshot."""
+        """Go back to a snapshot, perhaps one of other hands: a past that these have no walker for goes, and a walker
+        that those did not have joins in at the next block."""
         walkers, self._tail, self._first, self._orders = snapshot
         self._informed = False
-        for walker, held in zip(self._hands.walkers, walkers, strict=True):
+        self._joined = min(len(walkers), len(self._hands.walkers))
+        for walker, held in zip(self._hands.walkers, (*walkers, *self._empty[len(walkers) :]), strict=False):
             walker.restore(held)
+
+    def brought(self, snapshot: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A snapshot that was read at home, every past where its model is."""
+        walkers, *rest = snapshot
+        pairs = zip(self._hands.walkers, walkers, strict=False)
+        return tuple(walker.brought(held) for walker, held in pairs), *rest
 
     def _prepare(self, move: Move, condition: Condition, noise: Noise) -> tuple[bool, bool]:
         """Carry out what changes at this boundary. Whether the block is to be the target's: it was ordered, or it opens
@@ -122,6 +131,7 @@ class Steered:
         change = self._director.begins(move.span.start)
         if change is not None or not self._informed:
             self._inform(move.span.start)
+        self._join(move.span.start, condition)
         if change is not None:
             alone = cut = change.how == CUT
             self._apply(change, move, condition, noise)
@@ -152,6 +162,18 @@ class Steered:
                 walker.past.hear(change.frame, about)
         self._informed = True
 
+    def _join(self, start: int, condition: Condition) -> None:
+        """Have walkers that were not there before write, under `condition`, what the first walker still knows of the
+        blocks that are kept here."""
+        late, self._joined = self._hands.walkers[self._joined :], len(self._hands.walkers)
+        if not late or not self._tail:
+            return
+        known = self._known(self._hands.walkers[0], start)
+        first = [self._first] if self._first and self._first[0].span.stop <= self._tail[0][0].span.start else []
+        told = [(move, z, condition) for move, z in (*first, *self._tail) if not known.isdisjoint(_frames(move.span))]
+        for walker in late:
+            walker.rewrite(tuple(told))
+
     def _apply(self, change: Change, move: Move, condition: Condition, noise: Noise) -> None:
         if change.how == RECACHE:
             self._run_again(move.span.start, condition)
@@ -168,12 +190,10 @@ class Steered:
         """Have the last blocks written again under `condition`: those that are on view or wait to be written, without
         a gap, so that no walker pays for what it will not read."""
         for walker in self._hands.walkers:
-            pending = walker.pending
-            known = {frame for move, _, _ in pending for frame in range(move.span.start, move.span.stop)}
-            known |= {*walker.past.view(Span(start, start + 1)).frames}
+            pending, known = walker.pending, self._known(walker, start)
             again: list[Told] = []
             for told in reversed(self._tail):
-                if not known.issuperset(range(told[0].span.start, told[0].span.stop)):
+                if not known.issuperset(_frames(told[0].span)):
                     break
                 again.insert(0, told)
             first = again[0][0].span.start if again else start
@@ -184,10 +204,20 @@ class Steered:
             walker.rewrite((*older, *((move, z, condition) for move, z in again)))
 
     @staticmethod
+    def _known(walker: FlowWalker, start: int) -> set[int]:
+        """The frames that a block at `start` would see of what a walker has written, and those that wait."""
+        waiting = {frame for move, _, _ in walker.pending for frame in _frames(move.span)}
+        return waiting | {*walker.past.view(Span(start, start + 1)).frames}
+
+    @staticmethod
     def _alone_on_view(sink: Span, start: int, known: set[int]) -> bool:
         """Whether the sink is on view and nothing between it and `start` is: writing it again drops what follows it."""
         between = any(frame in known for frame in range(sink.stop, start))
-        return sink.stop <= start and known.issuperset(range(sink.start, sink.stop)) and not between
+        return sink.stop <= start and known.issuperset(_frames(sink)) and not between
+
+
+def _frames(span: Span) -> range:
+    return range(span.start, span.stop)
 
 
 def statistics(z_BTCHW: Tensor) -> Tensor:

@@ -236,8 +236,7 @@ class Director:
         """The condition of the block that begins where `span` does."""
         changes, number = self._until(span.start)
         change = changes[number]
-        # A block that jumps is alone in its condition, so that it is never written in one pass with those behind it.
-        steps = {SOFT: self._soft(changes, number), JUMP: 1}.get(change.how, 0)
+        steps = self._soft(changes, number) if change.how == SOFT else 0
         step = min(self._step(change, span.start), steps)
         if self._now is None or self._now[:2] != (change, step):
             condition = Condition(change.prompt, self._text(changes, number, span.start))

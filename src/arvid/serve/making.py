@@ -9,7 +9,8 @@ block may be made (serve/engine.py).
     latents.safetensors all latents: nothing is left to be sampled
     video.mp4           thumbnail.webp                 spritesheet.jpg        report.json
 
-What was sampled is never sampled again: if joining the parts fails, the video is decoded from the latents.
+What was sampled is never sampled again, unless what is known of it is lost or of another version: if joining the parts
+fails, the video is decoded from the latents.
 """
 
 from __future__ import annotations
@@ -108,9 +109,7 @@ class Making:
     def run(self) -> Generator[Step, None, None]:
         """Make it, or go on with it. Yields each block that was made, what must be waited for, and None between other
         pieces of work. Raises ValueError when what it begins with cannot be read."""
-        if (self._folder / SAMPLED).is_file():
-            self._recall()
-        else:
+        if not self._recall():
             yield from self._sample()
         self.sampled = True
         joined = self._hands.ends.submit(self._join)
@@ -147,7 +146,7 @@ class Making:
 
     def _sample(self) -> Iterator[Step]:
         latents = self._latents = LatentsFile(self._folder / RAW, self._pipeline.latent_shape)
-        found, clip = self._saved(), self._asked.start == CLIP
+        found, clip = self._saved(str(self._pipeline.family.device)), self._asked.start == CLIP
         self.rows, parts, frames = (found[1]["rows"], found[1]["parts"], found[1]["frames"]) if found else ([], [], 0)
         latents.truncate(frames)
         film = self._film = self._reel(parts)
@@ -173,18 +172,25 @@ class Making:
         told = {"prompt": self._asked.request.prompt, "seed": str(self._asked.request.seed)}
         latents.finish(self._folder / SAMPLED, told)
 
-    def _saved(self) -> tuple[Snapshot, dict[str, Any]] | None:
+    def _saved(self, device: str) -> tuple[Snapshot, dict[str, Any]] | None:
         """The last saved state; None when there is none, or it is of another version of this program."""
         try:
-            return state.load(self._folder / STATE, str(self._pipeline.family.device))
+            return state.load(self._folder / STATE, device)
         except ValueError:
             return None
 
-    def _recall(self) -> None:
-        """What is known of a video that was sampled before the server ended."""
-        _, notes = state.load(self._folder / STATE)
+    def _recall(self) -> bool:
+        """Whether the video was sampled before the server ended, and what is known of it. Latents of which nothing is
+        known are removed, or they would be taken for whole when a kill ends their being sampled again."""
+        sampled = self._folder / SAMPLED
+        found = self._saved("cpu") if sampled.is_file() else None
+        if found is None:
+            sampled.unlink(missing_ok=True)
+            return False
+        notes = found[1]
         self.rows, self.blocks = notes["rows"], notes["blocks"]
         self._film = self._reel(notes["parts"])
+        return True
 
     def _reel(self, parts: list[str]) -> Reel:
         return Reel(self._folder, parts, self._fps, self._size, self._asked.scale)
