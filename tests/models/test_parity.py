@@ -171,7 +171,9 @@ def test_a_list_that_is_no_walk(timesteps: list[float], said: str) -> None:
 
 def test_what_goes_together() -> None:
     assert partners(WAN_1_3B) == [("target", "krea")]
-    assert partners(WAN_14B) == [("drafter", name) for name in ("self-forcing", "causvid", "longlive")]
+    assert partners(WAN_14B) == [
+        ("drafter", name) for name in ("self-forcing", "causvid", "longlive", "causal-forcing")
+    ]
     assert partners(settings_of(CFG)) == []
     assert set(SIZES) == set(FAMILIES)
     assert told_by(frozenset()) == ("wan-2.1",)

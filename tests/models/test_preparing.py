@@ -149,7 +149,9 @@ def test_a_model_behind_a_border_still_forgets_what_nobody_feels(toy: Path) -> N
     apart = Pipeline(open_packaged(toy, placement=Placement("cpu", "cpu:0")))
     drafter = apart.family.drafter
     assert drafter is not None
-    walker = apart._walker("drafter", drafter, Request(PROMPT), Clock())
+    request = Request(PROMPT)
+    router, _ = apart.check(request)
+    walker = apart._walker("drafter", drafter, apart._past(request, router), Clock())
     assert walker._reach is not None and walker._reach.layers == toy_family.DRAFTER.num_layers
 
 

@@ -117,10 +117,13 @@ def misfits(one: WanConfig, other: WanConfig) -> list[str]:
 
 
 def partners(config: WanConfig) -> list[tuple[str, str]]:
-    """(role of the other, family) of published causal models that a model of this size can work with."""
+    """(role of the other, family) of published causal models that a model of this size can work with: their blocks are
+    as long as those of a published one of this size, if there is any."""
+    causal = {name: sizes for name, sizes in SIZES.items() if FAMILIES[name].causal}
+    own = {FAMILIES[name].block for name, sizes in causal.items() if any(size.dim == config.dim for size in sizes)}
     found = []
-    for name, sizes in SIZES.items():
+    for name, sizes in causal.items():
         for size in sizes:
-            if FAMILIES[name].causal and not misfits(config, size) and size.dim != config.dim:
+            if not misfits(config, size) and size.dim != config.dim and (not own or FAMILIES[name].block in own):
                 found.append(("target" if size.dim > config.dim else "drafter", name))
     return found
