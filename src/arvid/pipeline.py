@@ -30,7 +30,7 @@ from arvid.request import Request as Request
 from arvid.rewards.frame import FrameReward
 from arvid.rewards.judges import judges_of
 from arvid.rollout.devices import settled
-from arvid.rollout.flow import TOGETHER, FlowWalker
+from arvid.rollout.flow import FlowWalker, together
 from arvid.rollout.guard import GUARDS, Guard, Off
 from arvid.rollout.judging import Routing, chooser
 from arvid.rollout.reach import Reach
@@ -327,10 +327,8 @@ class Pipeline:
         reach = Reach(policy, model.config.num_layers) if isinstance(model, CausalWan) and policy.whole else None
         if not isinstance(card.steps, int):
             denoiser = Timed(denoiser, card.steps.timesteps, Timetable(card.steps.shift))
-        # On a GPU a pass of a large model is bound by its arithmetic, a mask costs it the fastest attention, and the
-        # keys of many blocks at once cost it more memory than all the rest of a run.
-        small = self.family.device.type == "cpu"
-        return FlowWalker(name, denoiser, past, STEPS[card.step], clock, reach, small, TOGETHER if small else 1)
+        kind = self.family.device.type
+        return FlowWalker(name, denoiser, past, STEPS[card.step], clock, reach, kind == "cpu", together(kind))
 
     def generate(self, request: Request, listeners: tuple[Listener, ...] = ()) -> Result:
         """A whole video: the stream, consumed."""

@@ -58,6 +58,7 @@ def doctor(
     from arvid.cli.families import source_of
     from arvid.cli.needs import Ask, needs_of, parts_of, plan_of
     from arvid.models.planning import ways
+    from arvid.rollout.flow import together
 
     model, drafter = parts.model, parts.drafter
     known, ask = parts_of(model, drafter, source_of(parts)), Ask(wanted, seconds, past, router)
@@ -95,13 +96,6 @@ def require(needs: Sequence[Need], placement: Placement, how: How, alive: Alive)
     if host:
         needed["cpu"] = needed.get("cpu", 0) + host
     refuse(needs, devices(), Way("as asked", place, needed), resting(asked, how.offload))
-
-
-def together(kind: str) -> int:
-    """Pending blocks that a kind of device writes to a past in one pass (see `arvid.pipeline`)."""
-    from arvid.rollout.flow import TOGETHER
-
-    return TOGETHER if kind == "cpu" else 1
 
 
 def _named(device: torch.device) -> str:

@@ -27,6 +27,7 @@ from arvid.models.planning import after_text, most
 from arvid.models.preparing import How
 from arvid.models.text import TextEncoder
 from arvid.pipeline import Family, Pipeline, Request
+from arvid.rollout.flow import together
 from arvid.rollout.guard import GUARDS
 from arvid.rollout.routers import ROUTERS
 from arvid.samplers.noise import NOISES
@@ -74,18 +75,18 @@ def opened(parts: Parts, running: Running, ask: Ask | None = None, prompts: Sequ
     Raises ValueError for what cannot be done or does not fit the machine, and for missing or damaged files.
     """
     placement, how = placement_of(running), how_of(running)
-    together = doctor.together(placement.home.type)
+    joint = together(placement.home.type)
     size = ask.size if ask else None
     if is_checkpoint(parts.model):
         found = find(source_of(parts, size))
         if ask and not doctor.small(found.bytes, ask):
-            doctor.require(needs_of(parts_as_found(found), ask, together), placement, how, after_text)
+            doctor.require(needs_of(parts_as_found(found), ask, joint), placement, how, after_text)
         return _pipeline(open_family(found, placement, how, prompts), running, placement)
     if alien := parts.of_checkpoints:
         raise ValueError(f"{', '.join(alien)} with {parts.model}, a family directory that has its own; leave it out")
     if ask and not doctor.small(bytes_at(directory_of(parts.model)), ask):
         known = parts_of(parts.model, parts.drafter)
-        doctor.require(needs_of(known, ask, together), placement, how, most)
+        doctor.require(needs_of(known, ask, joint), placement, how, most)
     return _pipeline(open_packaged(directory_of(parts.model), parts.drafter, placement, how), running, placement)
 
 

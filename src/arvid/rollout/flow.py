@@ -28,6 +28,13 @@ ROOM = 8
 Pending = tuple[Move, Tensor, Condition]
 
 
+def together(kind: str) -> int:
+    """Pending blocks that a kind of device writes in one pass. On a GPU a pass of a large model is bound by its
+    arithmetic, a mask costs it the fastest attention, and the keys of many blocks at once cost it more memory than all
+    the rest of a run."""
+    return TOGETHER if kind == "cpu" else 1
+
+
 class FlowWalker:
     """Denoises blocks with one model. `name` labels its passes in the report. With `reach` it forgets pending blocks
     that can no longer act on any block to come; without, all of them wait. With `riding`, pending blocks that stand
