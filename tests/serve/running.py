@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import threading
 import time
 import urllib.error
@@ -153,3 +154,19 @@ class Viewer:
     def close(self) -> None:
         """Leave."""
         self._open.close()
+
+
+def unread(server: Running, plug: socket.socket, start: dict[str, Any]) -> tuple[Viewer, Any]:
+    """A viewer through `plug` who reads nothing that small buffers do not hold, and its session, which has stopped."""
+    server.server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    plug.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    plug.connect(("127.0.0.1", int(server.address.rpartition(":")[2])))
+    viewer = Viewer(server.address, {**start, "seconds": 600, "lead": 3.0}, sock=plug, max_queue=2)
+    until(lambda: server.house.engine.lives)
+    [live] = server.house.engine.lives.values()
+    ends: list[float] = []
+    while ends[-20:] != [live.record.end] * 20:
+        ends.append(live.record.end)
+        viewer.say(type="ack", second=1e9)
+        time.sleep(0.05)
+    return viewer, live

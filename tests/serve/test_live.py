@@ -21,7 +21,7 @@ from arvid.serve.limits import Allowance, Limits
 from arvid.serve.live import Live
 from arvid.serve.record import Record
 from serve import running
-from serve.running import OTHER, PROMPT, Running, Viewer, ask, frames_of
+from serve.running import OTHER, PROMPT, Running, Viewer, ask, frames_of, unread
 
 START = {"prompt": PROMPT, "seconds": 30, "lead": 1.2, "arvid": {"router": "stride:k=3", "seed": 2}}
 BLOCK = 0.75
@@ -322,18 +322,7 @@ def test_who_reads_nothing_gets_nothing_made(toy: Path, tmp_path: Path) -> None:
     server = running.begin(toy, tmp_path)
     plug = socket.socket()
     try:
-        server.server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        plug.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        plug.connect(("127.0.0.1", int(server.address.rpartition(":")[2])))
-        viewer = Viewer(server.address, {**START, "seconds": 600, "lead": 3.0}, sock=plug, max_queue=2)
-        while not server.house.engine.lives:
-            time.sleep(0.02)
-        [live] = server.house.engine.lives.values()
-        ends: list[float] = []
-        while ends[-20:] != [live.record.end] * 20:
-            ends.append(live.record.end)
-            viewer.say(type="ack", second=1e9)
-            time.sleep(0.05)
+        viewer, live = unread(server, plug, START)
         assert 0 < live.sent <= live.record.end < 100 and not live.done
         assert live.playhead <= live.sent
         assert viewer.until("video.block", block=3), "and it can go on as soon as it reads"

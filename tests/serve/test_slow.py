@@ -24,7 +24,7 @@ from arvid.serve.record import Record
 from arvid.video import Reel
 from oracles import films
 from serve import running
-from serve.running import OTHER, PROMPT, Running, Viewer, ask, frames_of, until, wait_for
+from serve.running import OTHER, PROMPT, Running, Viewer, ask, frames_of, unread, until, wait_for
 
 FRAMES = 40
 ON_LINUX = pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no TCP_USER_TIMEOUT")
@@ -199,18 +199,7 @@ def deaf(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     """A server, and a session whose viewer reads nothing; everything on the way to it is full."""
     monkeypatch.setattr(sockets, "FAREWELL_SECONDS", 0.5)
     server, plug = running.begin(toy, tmp_path), socket.socket()
-    listens = server.server.servers[0].sockets[0]
-    listens.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    plug.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    plug.connect(("127.0.0.1", int(server.address.rpartition(":")[2])))
-    viewer = Viewer(server.address, {"prompt": PROMPT, "seconds": 600, "lead": 3.0}, sock=plug, max_queue=2)
-    until(lambda: server.house.engine.lives)
-    [live] = server.house.engine.lives.values()
-    ends: list[float] = []
-    while ends[-20:] != [live.record.end] * 20:
-        ends.append(live.record.end)
-        viewer.say(type="ack", second=1e9)
-        time.sleep(0.05)
+    _, live = unread(server, plug, {"prompt": PROMPT})
     yield server, live
     plug.close()
     server.stop()
